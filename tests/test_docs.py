@@ -14,9 +14,11 @@ from pages import NAMES, PAGES
 from pydantic import BaseModel
 
 from guard.policy import Certificate, load_policy, parse_policy
-from guard.scoring import Artefact, load_scorer, shipped_scorer
+from guard.scoring import Artefact, load_scorer
+from guard.scoring.shelf import shipped_folder
 
 ROOT = Path(__file__).parents[1]
+SHIPPED = sorted(shipped_folder().glob("*.json"))
 
 #: Words of a private dialect, each of which has a plain one.
 DIALECT = ("told", "heard", "silent", "loud", "loudest", "anew", "befell", "goes on", "so many", "is to be")
@@ -140,12 +142,19 @@ def test_the_readmes_five_lines_run(smollm2_path: Path, tmp_path: Path, monkeypa
     assert "Paris" in str(getattr(names["outcome"], "answer"))  # noqa: B009
 
 
-def test_the_documented_figures_are_the_shipped_scorers() -> None:
-    metrics = load_scorer(shipped_scorer()).artefact.metrics
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_documented_figures_are_those_of_the_shipped_scorers(file: Path) -> None:
+    metrics = load_scorer(file).artefact.metrics
     row = "| {name} | {n} | {wrong:.0%} | {auroc:.3f} | {auprc:.3f} | {brier:.3f} | {ece:.3f} |"
     shown = (ROOT / "docs" / "how-to" / "calibration.md").read_text(encoding="utf-8")
     for name, key in (("guard", "guard"), ("ILIS", "ilis"), ("log-probabilities alone", "log-probabilities")):
         assert row.format(name=name, **metrics[key]).replace("%", " %") in shown
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_the_page_of_the_shelf_lists_each_shipped_scorer(file: Path) -> None:
+    shown = (ROOT / "docs" / "how-to" / "scorers.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `([\w.-]+)` \|", shown, re.MULTILINE).count(file.stem) == 1
 
 
 def test_figures_are_those_of_the_last_results() -> None:

@@ -213,7 +213,8 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("name", "model", "scores", "answers", "AUROC", "Brier"):
+    table.add_column("name", no_wrap=True)  # people type it
+    for column in ("model", "answers", "AUROC", "Brier"):
         table.add_column(column, overflow="fold")
     for row in rows:
         if row["error"]:
@@ -221,7 +222,7 @@ def _print_list(rows: list[dict[str, Any]]) -> None:
             continue
         model = f"{row['architecture']}, {row['quantization']}, {row['engine']}"
         figures = [_written(row["metrics"], "guard", name) for name in ("AUROC", "Brier")]
-        table.add_row(*map(shown, (row["name"], model, ", ".join(row["scores"]), row["answers"], *figures)))
+        table.add_row(*map(shown, (row["name"], model, row["answers"], *figures)))
     console().print(table)
 
 

@@ -33,7 +33,7 @@ def shipped_folder() -> Path:
 
     Examples:
         >>> sorted(each.name for each in shipped_folder().glob("*.json"))
-        ['smollm2-135m-instruct-q4_1.json']
+        ['gemma-3-270m-q4_k_m.json', 'qwen2.5-coder-1.5b-instruct-q4_k_m.json', 'smollm2-135m-instruct-q4_1.json']
     """
     return Path(str(files("guard") / "scoring" / "shipped"))
 
