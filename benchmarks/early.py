@@ -297,6 +297,8 @@ def _whole_score(examples: Examples, schema: FeatureSchema, learn: NDArray[np.in
 
 
 def _stage_calibration(odds: Doubles, wrong: NDArray[np.bool_]) -> Calibration | None:
+    if not len(odds):
+        return None
     try:
         return platt_scaling(odds, wrong, spread=SPREAD)
     except CalibrationError:
@@ -367,7 +369,7 @@ def measure(asked: argparse.Namespace) -> None:
         scores = calibrated_stages(kept, left_out=asked.left_out)
     else:
         scores = {stage: p_wrong_at(kept, stage, left_out=asked.left_out) for stage in (*STAGES, None)}
-    early = {stage: score for stage, score in scores.items() if stage is not None and not np.isnan(score).all()}
+    early = {stage: score for stage, score in scores.items() if stage is not None and _tells(score, kept.wrong)}
     stages = [_stage(kept, stage, scores[stage]) for stage in (*early, None)]
     whole = np.nan_to_num(scores[None], nan=1.0)
     rules = {
@@ -397,6 +399,11 @@ def measure(asked: argparse.Namespace) -> None:
         report |= {"answers": len(kept.wrong), "wrong": float(kept.wrong.mean()), "tokens": float(kept.tokens.mean())}
         report |= {"stages": [asdict(each) for each in stages], "saved": [asdict(each) for each in found]}
         asked.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _tells(score: Doubles, wrong: NDArray[np.bool_]) -> bool:
+    """Return whether right and wrong answers were judged; a stage that only wrong ones reach shows nothing."""
+    return len(np.unique(wrong[~np.isnan(score)])) == 2
 
 
 def _stage(kept: StagedAnswers, stage: int | None, score: Doubles) -> StageQuality:
