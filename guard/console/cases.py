@@ -16,14 +16,18 @@ from guard.console.desk import TheVisit, Visit
 from guard.console.foreign import has_hidden, split_long, word_changes
 from guard.console.layers import read_layers
 from guard.console.security import is_own_navigation
-from guard.console.shading import shade
+from guard.console.shading import Shading, shade, without_doubt
 from guard.console.toasts import Toast, find_toast
 from guard.errors import ReviewError
 from guard.review.records import Review, ReviewStatus
 from guard.review.similar import find_similar
+from guard.review.span_marks import describe_marks
 from guard.review.verdicts import Opinion
 
 router = APIRouter()
+
+#: Beginning of the names of fields that mark sentences.
+MARK = "mark-"
 
 #: Smallest difference between scores that the page points out.
 FAR_APART = 0.3
@@ -124,7 +128,9 @@ def case_page(
         turns=list_turns(review),
         why=None if blind else reasons(review),
         attempts=() if blind else review.attempts,
-        shading=None if blind or not first[0] else shade(first[0], review.attempts),
+        shading=_shading(review, first[0]),
+        marking=claimed.mine,
+        marks=_marks(review, typed or {}),
         layers=None if blind else read_layers(visit.desk, review),
         similar=() if blind else find_similar(visit.desk.store, review, routes=visit.routes(Permission.SEE_CASES)),
         history=list_history(visit, review) if _reads_history(visit, review) else None,
@@ -132,6 +138,7 @@ def case_page(
         opinions=_opinions(visit, review),
         changes=list_changes(review),
         names=visit.desk.names(),
+        mark_field=mark_field,
         may_reassign=visit.allows(Permission.REASSIGN, review.route) and review.status is ReviewStatus.PENDING,
     )
 
@@ -162,6 +169,29 @@ def standing(visit: Visit, review: Review, why: ReviewError | None = None) -> Ca
 
 
 # -- what it shows -----------------------------------------------------------------------------
+
+
+def _shading(review: Review, answer: str) -> Shading | None:
+    """Return the answer with its doubt; a blind reviewer gets its sentences only."""
+    if not answer:
+        return None
+    return without_doubt(answer, review.attempts) if review.is_blind else shade(answer, review.attempts)
+
+
+def _marks(review: Review, typed: Mapping[str, str]) -> dict[str, str]:
+    """Return the marks of sentences, typed or of the verdict, by the names of their fields."""
+    kept = {mark_field(mark.place): "wrong" if mark.wrong else "right" for mark in review.span_marks}
+    return kept | {name: value for name, value in typed.items() if name.startswith(MARK)}
+
+
+def mark_field(place: tuple[int, int]) -> str:
+    """Return the name of the field that marks a sentence.
+
+    Examples:
+        >>> mark_field((10, 25))
+        'mark-10-25'
+    """
+    return f"{MARK}{place[0]}-{place[1]}"
 
 
 def list_turns(review: Review) -> list[tuple[str, str]]:
@@ -259,6 +289,8 @@ def list_history(visit: Visit, review: Review) -> list[Line]:
             what = _DONE.get(event.what, f"{event.what} it")
         if event.verdict is not None:
             what += f": {event.verdict}"
+        if event.span_marks:
+            what += f", {describe_marks(event.span_marks)}"
         lines.append(Line(who, what, event.at, event.note))
     return lines[::-1]
 

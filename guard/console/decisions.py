@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from guard.access import Permission
 from guard.console import times
-from guard.console.cases import case_page, decides, find_case, standing
+from guard.console.cases import MARK, case_page, decides, find_case, standing
 from guard.console.desk import PageError, TheForm, TheVisit, Visit
 from guard.errors import InputError, ReviewError
 from guard.review.records import Draft, Review, ReviewStatus
+from guard.review.span_marks import SpanMark
 
 router = APIRouter()
 
@@ -22,16 +24,20 @@ router = APIRouter()
 def approve(visit: TheVisit, name: str, form: TheForm) -> Response:
     """Approve the model's answer."""
     review = _to_decide(visit, name)
-    note = _note(form)
-    return _decided(visit, review, form, lambda: visit.desk.store.approve(review.id, reviewer=visit.who, note=note))
+    store, who, note = visit.desk.store, visit.who, _note(form)
+    return _decided(
+        visit, review, form, lambda: store.approve(review.id, reviewer=who, note=note, marks=_marks(form))
+    )  # fmt: skip
 
 
 @router.post("/case/{name}/reject")
 def reject(visit: TheVisit, name: str, form: TheForm) -> Response:
     """Reject the answer as wrong."""
     review = _to_decide(visit, name)
-    note = _note(form)
-    return _decided(visit, review, form, lambda: visit.desk.store.reject(review.id, reviewer=visit.who, note=note))
+    store, who, note = visit.desk.store, visit.who, _note(form)
+    return _decided(
+        visit, review, form, lambda: store.reject(review.id, reviewer=who, note=note, marks=_marks(form))
+    )  # fmt: skip
 
 
 @router.post("/case/{name}/edit")
@@ -42,17 +48,16 @@ def edit(visit: TheVisit, name: str, form: TheForm) -> Response:
     if review.answer is not None and draft not in ("right", "wrong"):
         error = "State whether the model's own answer was right or wrong: it becomes a label for calibration."
         return case_page(visit, review, standing(visit, review), edit=True, typed=form, error=error, status=422)
+    store, who, note = visit.desk.store, visit.who, _note(form)
     return _decided(
-        visit,
-        review,
-        form,
-        lambda: visit.desk.store.edit(review.id, answer=answer, draft=draft, reviewer=visit.who, note=_note(form)),
-    )
+        visit, review, form,
+        lambda: store.edit(review.id, answer=answer, draft=draft, reviewer=who, note=note, marks=_marks(form)),
+    )  # fmt: skip
 
 
 @router.post("/case/{name}/adjudicate")
 def adjudicate(visit: TheVisit, name: str, form: TheForm) -> Response:
-    """Decide between two different opinions: the first or the second becomes the verdict.
+    """Decide between two different opinions: the first or the second becomes the verdict, with its marks.
 
     Raises:
         PageError: the opinion does not exist, or the visitor lacks the permission.
@@ -63,19 +68,17 @@ def adjudicate(visit: TheVisit, name: str, form: TheForm) -> Response:
     if not review.disputed or which not in ("1", "2") or len(opinions) < 2:
         raise PageError(409, "There are no two verdicts to decide between", "Nothing was changed.")
     chosen = opinions[int(which) - 1]
-    store, who, note = visit.desk.store, visit.who, _note(form)
+    store = visit.desk.store
+    given: dict[str, Any] = {"reviewer": visit.who, "note": _note(form), "marks": chosen.span_marks}
     match chosen.verdict:
         case ReviewStatus.APPROVED:
-            return _decided(visit, review, form, lambda: store.approve(review.id, reviewer=who, note=note))
+            return _decided(visit, review, form, lambda: store.approve(review.id, **given))
         case ReviewStatus.EDITED:
             answer = chosen.final_answer or ""
             return _decided(
-                visit, review, form,
-                lambda: store.edit(review.id, answer=answer, draft=chosen.draft, reviewer=who, note=note),
-            )  # fmt: skip
-    return _decided(
-        visit, review, form, lambda: store.reject(review.id, reviewer=who, note=note, answer=chosen.final_answer)
-    )
+                visit, review, form, lambda: store.edit(review.id, answer=answer, draft=chosen.draft, **given)
+            )
+    return _decided(visit, review, form, lambda: store.reject(review.id, answer=chosen.final_answer, **given))
 
 
 @router.post("/case/{name}/skip")
@@ -147,6 +150,23 @@ def _to_decide(visit: Visit, name: str) -> Review:
 
 def _note(form: dict[str, str]) -> str | None:
     return form.get("note", "").strip() or None
+
+
+def _marks(form: dict[str, str]) -> list[SpanMark]:
+    """Return the marks of sentences in a form.
+
+    Raises:
+        ReviewError: a field that marks a sentence is none of the page's.
+    """
+    found = []
+    for name, value in form.items():
+        if not name.startswith(MARK) or not value:
+            continue
+        place = re.fullmatch(r"(\d{1,9})-(\d{1,9})", name.removeprefix(MARK), re.ASCII)
+        if place is None or value not in ("wrong", "right"):
+            raise ReviewError("A sentence is marked in a way that is none of the page's", fix="Reload the page")
+        found.append(SpanMark(int(place[1]), int(place[2]), wrong=value == "wrong"))
+    return found
 
 
 def _decided(

@@ -35,6 +35,9 @@ COUNTS_S = 10.0
 #: Largest size of a form in bytes; its main part is an edited answer.
 LARGEST_FORM = 1_000_000
 
+#: Largest number of fields of a form; each sentence of an answer has one for its mark.
+MOST_FIELDS = 2000
+
 
 class PageError(Exception):
     """A request gets an error page.
@@ -234,7 +237,8 @@ async def read_form(request: Request, desk: TheDesk) -> dict[str, str]:
     if body and kind != "application/x-www-form-urlencoded":
         raise PageError(415, "This is not a form", "Nothing was changed.")
     try:
-        fields = parse_qs(body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=50, errors="replace")
+        text = body.decode("utf-8", "replace")
+        fields = parse_qs(text, keep_blank_values=True, max_num_fields=MOST_FIELDS, errors="replace")
     except ValueError:
         raise PageError(400, "The form cannot be read", "Nothing was changed.") from None
     # Browsers send line breaks as CRLF; databases do not accept NUL.

@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import exp
 from typing import Any
 
@@ -47,13 +48,16 @@ class AnswerPart:
 
     Attributes:
         pieces: it, in order.
-        p_wrong: the sentence's own; None where there is none.
+        p_wrong: the sentence's own; None where there is none, or it is hidden.
         level: 1 to 4 by p_wrong.
+        place: of the sentence's first character and of the one after its last, by which it is marked; None where the
+            answer has no sentences.
     """
 
     pieces: tuple[ShadedText, ...]
     p_wrong: float | None = None
     level: int = 1
+    place: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,11 @@ class Shading:
     words: bool
     sentences: bool
     unsure: tuple[tuple[int, ShadedText], ...]
+
+    @property
+    def has_spans(self) -> bool:
+        """Whether the answer has sentences that can be marked."""
+        return any(part.place for part in self.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +109,31 @@ def shade(answer: str, attempts: Sequence[Mapping[str, Any]]) -> Shading:
     return Shading(parts, bool(tokens), bool(spans), tuple(unsure))
 
 
+def without_doubt(answer: str, attempts: Sequence[Mapping[str, Any]]) -> Shading | None:
+    """Return an answer in its sentences, for a reviewer whom no score may lead; None without sentences.
+
+    Args:
+        answer, attempts: as for `shade`.
+    """
+    found = shade(answer, [{"spans": attempts[-1].get("spans")}] if attempts else [])
+    parts = tuple(replace(part, p_wrong=None, level=1) for part in found.parts)
+    return Shading(parts, words=False, sentences=False, unsure=()) if found.has_spans else None
+
+
 def _parts(answer: str, spans: list[tuple[int, int, float]], tokens: list[_Token]) -> Iterator[AnswerPart]:
     """Yield the sentences, each with the text up to the next one; without spans the answer is one part."""
     if not spans:
         yield AnswerPart(tuple(_pieces(answer, 0, len(answer), tokens)))
         return
-    begins = [0, *(begin for begin, _, _ in spans[1:]), len(answer)]
-    for (_, _, p_wrong), begin, end in zip(spans, begins, begins[1:], strict=False):
+    begins = [0, *(_line_start(answer, end, begin) for (_, end, _), (begin, _, _) in pairwise(spans)), len(answer)]
+    for (*place, p_wrong), begin, end in zip(spans, begins, begins[1:], strict=False):
         level = next((level for least, level in _SENTENCE_STEPS if p_wrong >= least), 1)
-        yield AnswerPart(tuple(_pieces(answer, begin, end, tokens)), p_wrong, level)
+        yield AnswerPart(tuple(_pieces(answer, begin, end, tokens)), p_wrong, level, (int(place[0]), int(place[1])))
+
+
+def _line_start(answer: str, end: int, begin: int) -> int:
+    """Return where a sentence begins on the page: the mark of a list item stands with it, not after the one before."""
+    return answer.rfind("\n", end, begin) + 1 or begin
 
 
 def _pieces(answer: str, begin: int, end: int, tokens: list[_Token]) -> Iterator[ShadedText]:

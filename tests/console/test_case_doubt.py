@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from console_pages import MadeConsole
-from made_cases import make_escalation
+from made_cases import PLACES, SPANNED, make_escalation, make_spanned
 from moved_clock import MovedClock
 
 from guard.console.layers import build_panel
@@ -255,3 +256,112 @@ def test_hostile_questions_and_notes_of_similar_cases_stay_text(console: MadeCon
     assert "<script>alert" not in page
     assert "<b>bold" not in page
     assert "U+202E" in page
+
+
+# -- marks of sentences ------------------------------------------------------------------------
+
+SECOND, THIRD = "mark-10-25", "mark-28-41"
+
+
+def fields(page: str) -> dict[str, str]:
+    """The marks that are chosen in a page's form."""
+    found = re.findall(r'name="(mark-[\d-]+)" value="(\w*)" form="decide"( checked)?', page)
+    return {name: value for name, value, checked in found if checked}
+
+
+def test_the_mark_of_a_list_item_stands_with_it() -> None:
+    shading = shade(SPANNED, make_spanned_attempts())
+    lines = ["".join(piece.text for piece in part.pieces) for part in shading.parts]
+    assert lines == ["Norway:\n", "- Capital: Bergen\n", "- Founded: 1040"]
+    assert [part.place for part in shading.parts] == [*PLACES]
+
+
+def make_spanned_attempts() -> list[dict[str, Any]]:
+    return [{"spans": [{"start": start, "end": end, "p_wrong": 0.1} for start, end in PLACES]}]
+
+
+def test_marks_are_kept_with_a_verdict_and_shown_with_it(console: MadeConsole) -> None:
+    mira = console.signed_in("mira")
+    review = console.store.add(make_spanned())
+    assert fields(mira.get(f"/case/{review.id}").text) == {"mark-0-7": "", SECOND: "", THIRD: ""}
+    mira.post(f"/case/{review.id}/reject", data={"note": "no", "mark-0-7": "", SECOND: "wrong", THIRD: "right"})
+    decided = console.store.review(review.id)
+    assert [(mark.place, mark.wrong) for mark in decided.span_marks] == [(PLACES[1], True), (PLACES[2], False)]
+    page = mira.get(f"/case/{review.id}").text
+    assert re.findall(r'data-mark="(\w+)"', page) == ["wrong", "right"]
+    assert "rejected it, 1 span marked wrong, 1 right" in page
+    assert fields(page) == {}
+    mira.post(f"/case/{review.id}/undo")
+    assert "data-mark=" not in mira.get(f"/case/{review.id}").text
+    edited = {"answer": "Oslo", "draft": "wrong", SECOND: "wrong"}
+    assert f"{SECOND}" in mira.get(f"/case/{review.id}?edit=1").text
+    mira.post(f"/case/{review.id}/edit", data=edited)
+    assert [mark.place for mark in console.store.review(review.id).span_marks] == [PLACES[1]]
+
+
+def test_an_approval_of_a_wrong_sentence_is_not_saved_and_keeps_the_marks(console: MadeConsole) -> None:
+    mira, review = console.signed_in("mira"), console.store.add(make_spanned())
+    mira.get(f"/case/{review.id}")
+    page = mira.post(f"/case/{review.id}/approve", data={SECOND: "wrong", THIRD: "right"})
+    assert page.status_code == 422
+    assert "cannot be approved with a span marked wrong" in page.text
+    assert fields(page.text) == {"mark-0-7": "", SECOND: "wrong", THIRD: "right"}
+    assert console.store.review(review.id).reviewer is None
+
+
+@pytest.mark.parametrize(
+    "form", [{"mark-1-2": "wrong"}, {"mark-x": "right"}, {SECOND: "maybe"}, {"mark-10-25-3": "wrong"}]
+)
+def test_a_mark_that_the_page_does_not_offer_is_refused(console: MadeConsole, form: dict[str, str]) -> None:
+    mira, review = console.signed_in("mira"), console.store.add(make_spanned())
+    mira.get(f"/case/{review.id}")
+    page = mira.post(f"/case/{review.id}/reject", data=form)
+    assert page.status_code == 422
+    assert "Not saved" in page.text
+    assert console.store.review(review.id).reviewer is None
+
+
+def test_a_blind_reviewer_marks_sentences_and_sees_no_score_and_no_marks(console: MadeConsole) -> None:
+    review = console.store.add(make_spanned(terms=ReviewTerms(reviews=2)))
+    console.signed_in("mira").post(f"/case/{review.id}/reject", data={SECOND: "wrong"})
+    jonas = console.signed_in("jonas")
+    for place in (f"/case/{review.id}", f"/case/{review.id}?edit=1"):
+        page = jonas.get(place).text
+        assert fields(page) == {"mark-0-7": "", SECOND: "", THIRD: ""}
+        said = ('data-mark="', "span marked", "0.90", "p(wrong)", 'class="gut"', 'data-level="4"', "Shade")
+        assert [each for each in said if each in page] == []
+    jonas.post(f"/case/{review.id}/reject", data={THIRD: "right"})
+    assert len(console.store.review(review.id).span_marks) == 2
+
+
+def test_of_two_opinions_the_chosen_ones_marks_count(console: MadeConsole) -> None:
+    review = console.store.add(make_spanned(terms=ReviewTerms(reviews=2)))
+    console.signed_in("mira").post(f"/case/{review.id}/approve", data={SECOND: "right"})
+    console.signed_in("jonas").post(f"/case/{review.id}/reject", data={SECOND: "wrong"})
+    ana = console.signed_in("ana", ("lead",))
+    page = ana.get(f"/case/{review.id}").text
+    two = page[page.index("Two reviewers, two verdicts") : page.index("<aside")]
+    assert re.findall(r'class="tag tag-\w+">(wrong|right)</span> <span class="foreign" dir="auto">([^<]+)<', two) == [
+        *(("right", "Capital: Bergen"), ("wrong", "Capital: Bergen")),
+    ]
+    ana.post(f"/case/{review.id}/adjudicate", data={"which": "2"})
+    (mark,) = console.store.review(review.id).span_marks
+    assert (mark.place, mark.wrong) == (PLACES[1], True)
+
+
+def test_nobody_marks_without_the_case(console: MadeConsole) -> None:
+    review = console.store.add(make_spanned())
+    console.signed_in("mira").get(f"/case/{review.id}")
+    for who, role in (("jonas", "reviewer"), ("vera", "viewer")):
+        reader = console.signed_in(who, (role,))
+        assert fields(reader.get(f"/case/{review.id}").text) == {}
+        reader.post(f"/case/{review.id}/reject", data={SECOND: "wrong"})
+    assert console.store.review(review.id).span_marks == ()
+
+
+def test_an_answer_of_many_sentences_fits_into_the_form(console: MadeConsole) -> None:
+    mira, review = console.signed_in("mira"), console.store.add(make_spanned())
+    mira.get(f"/case/{review.id}")
+    unmarked = {f"mark-{at}-{at + 1}": "" for at in range(100, 1900)}
+    mira.post(f"/case/{review.id}/reject", data={**unmarked, SECOND: "wrong"})
+    assert len(console.store.review(review.id).span_marks) == 1

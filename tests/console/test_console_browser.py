@@ -14,7 +14,7 @@ import browser as chromium
 import numpy as np
 import pytest
 from console_pages import PASSWORD, MadeConsole
-from made_cases import make_escalation
+from made_cases import PLACES, make_escalation, make_spanned
 from PIL import Image
 
 from guard.audit import log as audit_log
@@ -24,6 +24,7 @@ from guard.policy.policy import decide, parse_policy
 from guard.records import Escalation, Generation, Prompt, Sampling
 from guard.review.endpoints import Endpoints
 from guard.review.records import Review, ReviewStatus
+from guard.review.span_marks import SpanMark
 from guard.review_terms import AuditDraw, ReviewTerms
 from guard.runtime.decision_log import log_policy
 from guard.scores import Score, ScoreReading, Span
@@ -196,6 +197,88 @@ def test_a_reviewer_decides_by_mouse(desk: ServedConsole, cases: list[Review]) -
     page.wait_for_url(f"**?done={cases[0].id}")
     edited = desk.console.store.review(cases[0].id)
     assert (edited.final_answer, edited.draft) == ("Better.", "right")
+
+
+def marks_of(desk: ServedConsole, name: str) -> list[tuple[tuple[int, int], bool]]:
+    return [(mark.place, mark.wrong) for mark in desk.console.store.review(name).span_marks]
+
+
+def test_a_reviewer_marks_sentences_by_keys(desk: ServedConsole) -> None:
+    """Marks survive a reload and the way to the edit, and are gone from the tab with the decision."""
+    first, second = (desk.console.store.add(make_spanned(number)) for number in range(2))
+    page = desk.open(desk.page("mira"), f"/case/{first.id}")
+    settled(page)
+    page.keyboard.press("x")  # no sentence has the focus
+    for key in ("m", "x", "x", "c", "m", "x", "m", "c", "m", "c"):
+        page.keyboard.press(key)
+    page.locator("#live").filter(has_text="Sentence 1 is not marked").wait_for(state="attached")
+    page.reload()
+    settled(page)
+    page.keyboard.press("e")
+    page.wait_for_url("**edit=1")
+    assert page.evaluate("[...document.querySelectorAll('.mark :checked')].map(e => e.value)") == ["", "wrong", "right"]
+    page.locator("textarea:focus").wait_for()
+    page.keyboard.press("Control+A")
+    page.keyboard.type("Oslo: x and c are letters here.")
+    page.locator("#diff del").first.wait_for()
+    page.locator("input[name=draft][value=wrong]").press("Space")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_url(f"**?done={first.id}")
+    assert marks_of(desk, first.id) == [(PLACES[1], True), (PLACES[2], False)]
+    assert page.evaluate("sessionStorage.length") == 0
+
+    assert page.url.split("/")[-1].startswith(second.id)
+    settled(page)
+    for key in ("m", "m", "ArrowLeft", "ArrowLeft"):  # the radio buttons' own keys: from none to right, to wrong
+        page.keyboard.press(key)
+    page.keyboard.press("a")
+    page.get_by_text("cannot be approved with a span marked wrong").wait_for()
+    assert desk.console.store.review(second.id).status is ReviewStatus.PENDING
+    settled(page)
+    page.keyboard.press("r")
+    page.wait_for_url(f"**?done={second.id}*")
+    assert marks_of(desk, second.id) == [(PLACES[1], True)]
+
+
+@pytest.mark.parametrize("script", [True, False], ids=["script", "no script"])
+def test_a_reviewer_marks_sentences_by_mouse(desk: ServedConsole, script: bool) -> None:
+    case = desk.console.store.add(make_spanned())
+    page = desk.open(desk.page("mira", java_script_enabled=script), f"/case/{case.id}")
+    sentence = page.get_by_role("group", name="Sentence 2 is")
+    sentence.get_by_role("radio", name="right", exact=True).check()
+    sentence.get_by_role("radio", name="wrong", exact=True).check()
+    page.get_by_role("group", name="Sentence 3 is").get_by_role("radio", name="right", exact=True).check()
+    page.get_by_role("group", name="Sentence 1 is").get_by_role("radio", name="right", exact=True).check()
+    page.get_by_role("group", name="Sentence 1 is").get_by_role("radio", name="not marked").check()
+    page.get_by_role("button", name=re.compile("Reject")).click()
+    page.wait_for_url(f"**?done={case.id}*")
+    assert marks_of(desk, case.id) == [(PLACES[1], True), (PLACES[2], False)]
+    desk.open(page, f"/case/{case.id}")
+    assert page.locator("[data-mark=wrong]").inner_text().count("marked wrong") == 1
+
+
+@pytest.mark.parametrize(("viewport", "colours"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
+def test_marked_sentences_have_no_fault_that_axe_finds(
+    desk: ServedConsole, viewport: dict[str, int], colours: str
+) -> None:
+    store, marks = desk.console.store, [SpanMark(*PLACES[1], wrong=True), SpanMark(*PLACES[2], wrong=False)]
+    own, blind, decided, disputed = (
+        store.add(make_spanned(number, terms=ReviewTerms(reviews=1 + number % 2))) for number in range(4)
+    )
+    store.reject(decided.id, reviewer="ann", marks=marks)
+    store.reject(disputed.id, reviewer="ann", marks=marks)
+    store.approve(disputed.id, reviewer="bob", marks=marks[1:])
+    page = desk.page("ana", ("lead",), viewport=viewport, color_scheme=colours, bypass_csp=True)
+    found = {}
+    for name, path in (("own", own.id), ("edit", f"{own.id}?edit=1"), ("blind", blind.id), ("decided", decided.id),
+                       ("disputed", disputed.id)):  # fmt: skip
+        desk.open(page, f"/case/{path}")
+        settled(page)
+        for key in ("m", "x", "m", "c", "m") if name in ("own", "blind") else ():
+            page.keyboard.press(key)
+        found[name] = faults(page)
+        assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
+    assert {name: each for name, each in found.items() if each} == {}
 
 
 def test_a_key_held_down_decides_one_case(desk: ServedConsole, cases: list[Review]) -> None:

@@ -123,6 +123,41 @@
       return out;
     }
 
+    // -- marks of sentences stay in this tab until the decision, also from the case to its editing -----
+    var marks = $$("fieldset.mark"), marksName = form && marks.length ? "guard-marks/" + form.dataset.marks : null;
+    function keepMarks() {
+      var found = {};
+      marks.forEach(function (each) { var on = each.querySelector(":checked"); if (on && on.value) found[on.name] = on.value; });
+      kept(sessionStorage, marksName, Object.keys(found).length ? JSON.stringify(found) : null);
+    }
+    if (marksName) {
+      var before = $("[role=alert]") ? {} : JSON.parse(kept(sessionStorage, marksName) || "{}");
+      marks.forEach(function (each) {
+        each.querySelectorAll("input").forEach(function (input) { if (before[input.name] === input.value) input.checked = true; });
+        each.addEventListener("change", keepMarks);
+      });
+      keepMarks();
+      form.addEventListener("submit", function () { kept(sessionStorage, marksName, null); });
+    }
+    function atMark() { return marks.findIndex(function (each) { return each.contains(document.activeElement); }); }
+    function nextMark() {
+      if (!marks.length) return false;
+      marks[(atMark() + 1) % marks.length].querySelector(":checked").focus();
+      return true;
+    }
+    function setMark(value) {
+      var each = marks[atMark()];
+      if (!each) return false;
+      var input = each.querySelector("[value=" + value + "]");
+      if (input.checked) input = each.querySelector("[value='']");
+      input.checked = true;
+      input.focus();
+      input.dispatchEvent(new Event("input", { bubbles: true })); // keeps the claim
+      keepMarks();
+      say(each.querySelector("legend").textContent + " " + (input.value || "not marked"));
+      return true;
+    }
+
     // -- the claim: typing keeps it, its end is said ----------------------------------------------
     var lease = $("[data-lease]");
     if (lease && form) {
@@ -191,6 +226,9 @@
         case "a": case "e": case "r": case "s": case "1": case "2": done = decides(event.key); break;
         case "u": done = press("[data-key=u]"); break;
         case "n": done = openNote(); break;
+        case "m": done = nextMark(); break;
+        case "x": done = setMark("wrong"); break;
+        case "c": done = setMark("right"); break;
         case "/": done = !!$("input[type=search]"); if (done) $("input[type=search]").focus(); break;
         case "?": if (help) help.showModal(); break;
         default: done = false;
