@@ -35,7 +35,7 @@ from guard.scoring.scorer_file import BackOff
 #: Below which an answer to an unlike input counts as accepted: the threshold of the policy ``permissive``.
 ACCEPT = 0.6
 #: Back-offs that are used always, to compare with the choice.
-ALWAYS = (CANDIDATE, BackOff(start=0.9, most=1.0), BackOff(start=1e-9, most=0.5), BackOff(start=1e-9, most=1.0))
+ALWAYS = (CANDIDATE, BackOff(start=0.0, most=1.0), BackOff(start=0.9, most=0.5), BackOff(start=0.9, most=1.0))
 WITHOUT, CHOSEN, OTHER = "without", "as chosen", "log-probabilities"
 
 
@@ -69,7 +69,7 @@ class BackedOff:
 
 def label(back_off: BackOff) -> str:
     """Return how a back-off is called."""
-    return f"always, from {back_off.start:.1g}, at most {back_off.most:g}"
+    return f"always, from {back_off.start:g}, at most {back_off.most:g}"
 
 
 def taken(examples: Examples, rows: NDArray[np.intp]) -> Examples:

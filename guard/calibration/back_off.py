@@ -20,7 +20,7 @@ from guard.scoring.ood import OodDetector, fit_ood_to_activations
 from guard.scoring.scorer_file import BackOff
 
 #: The one back-off that is tried: more of them, selected on as few sets, did worse on others (docs/evidence/ilis.md).
-CANDIDATE = BackOff(start=0.9, most=0.5)
+CANDIDATE = BackOff(start=0.0, most=0.5)
 
 
 def choose_back_off(examples: Examples, fitted: Mapping[ScoreName, FittedModel], *, seed: int) -> BackOff | None:

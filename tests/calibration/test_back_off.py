@@ -26,6 +26,7 @@ from guard.scoring.ood import fit_ood_to_activations
 from guard.scoring.scorer import Scorer, load_scorer, parse_scorer, to_log_odds
 from guard.scoring.scorer_file import BackOff, Calibration, LinearProbe, Model
 
+FAR_ONLY = BackOff(start=0.9, most=0.5)
 LAYERS, WIDTH, PER_SET = 10, 48, 100
 SETS = ("a", "b", "c", "d", "e", "far")
 NEAR = SETS[:-1]
@@ -142,7 +143,7 @@ def backing_off(**changes: Any) -> Scorer:
     update = {
         "scores": {**artefact.scores, "guard": own},
         "ood_detector": fit_ood_to_activations(noisy[:80], noisy[80:]).stored(),
-        "back_off": CANDIDATE,
+        "back_off": FAR_ONLY,
     }
     return Scorer(artefact.model_copy(update={**update, **changes}))
 
@@ -150,7 +151,7 @@ def backing_off(**changes: Any) -> Scorer:
 def test_far_out_the_log_odds_are_mixed_and_near_they_are_not() -> None:
     plain, mixed = backing_off(back_off=None), backing_off()
     near, far = signals_at(0.0), signals_at(9.0)
-    assert mixed.score(near).ood_score < CANDIDATE.start  # type: ignore[operator]
+    assert mixed.score(near).ood_score < FAR_ONLY.start  # type: ignore[operator]
     assert mixed.score(near).p_wrong == plain.score(near).p_wrong
     before, after = plain.score(far), mixed.score(far)
     assert after.ood_score is not None
@@ -172,7 +173,7 @@ def test_a_scorer_that_gives_one_score_only_still_backs_off() -> None:
 
 def test_the_file_keeps_it_and_older_files_have_none(tmp_path: Path) -> None:
     backing_off().save(tmp_path / "scorer.json")
-    assert load_scorer(tmp_path / "scorer.json").artefact.back_off == CANDIDATE
+    assert load_scorer(tmp_path / "scorer.json").artefact.back_off == FAR_ONLY
     backing_off(back_off=None).save(tmp_path / "plain.json")
     assert "back_off" not in json.loads((tmp_path / "plain.json").read_text("utf-8"))
 
