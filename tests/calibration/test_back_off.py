@@ -75,13 +75,17 @@ def scores(misled: Examples) -> dict[ScoreName, FittedModel]:
 # -- the choice --------------------------------------------------------------------------------
 
 
-def test_where_the_layers_mislead_on_a_far_set_the_score_backs_off(
-    misled: Examples, scores: dict[ScoreName, FittedModel]
+@pytest.mark.parametrize(("on_the_far_set", "chosen"), [(-4.0, CANDIDATE), (2.0, None)], ids=["misled", "right"])
+def test_the_score_backs_off_where_its_loss_falls_on_held_out_answers(
+    misled: Examples, scores: dict[ScoreName, FittedModel], on_the_far_set: float, chosen: BackOff | None
 ) -> None:
-    assert choose_back_off(misled, scores, seed=0) == CANDIDATE
+    sign, far = np.where(misled.wrong, 1.0, -1.0), misled.dataset == "far"
+    own = replace(scores["guard"], held_out=sign * np.where(far, on_the_far_set, 2.0))
+    other = replace(scores["log-probabilities"], held_out=sign)
+    assert choose_back_off(misled, {"guard": own, "log-probabilities": other}, seed=0) == chosen
 
 
-def test_where_they_do_not_it_does_not() -> None:
+def test_layers_that_know_much_everywhere_are_trusted_everywhere() -> None:
     answers = examples(reversed_far_out=False)
     assert choose_back_off(answers, fitted_scores(answers), seed=0) is None
 

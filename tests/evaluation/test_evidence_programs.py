@@ -83,7 +83,7 @@ def test_the_back_off_is_judged_on_what_nothing_was_fitted_on(programs: dict[str
     found.judge("a", examples, np.arange(40, 240), np.arange(40))
     assert set(found.chosen) == {"a"}
     assert all(np.isfinite(each[:40]).all() and np.isnan(each[40:]).all() for each in found.log_odds.values())
-    far = program["label"](program["ALWAYS"][1])
+    far = program["label"](program["ALWAYS"][3])
     at_end = found.ood[:40] > 0.97
     own, other = (found.log_odds[name][:40] for name in (program["WITHOUT"], program["OTHER"]))
     assert (abs(found.log_odds[far][:40] - other) <= abs(own - other) + 1e-9)[at_end].all()
