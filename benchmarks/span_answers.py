@@ -126,7 +126,7 @@ COUNTRY = r"(?:capital of|continent is|used in|language of) (.+)\?$"
 ELEMENT = r"(?:symbol for|atomic number of) (.+)\?$"
 PERSON = r"The (country of citizenship|native language|religion) of (.+) is$"
 #: Words of a sentence about each of these.
-PERSONAL = {"country of citizenship": "citizen", "native language": "native language", "religion": "religion"}
+PERSONAL = {"country of citizenship": "citizen of", "native language": "native language", "religion": "religion"}
 RELATIONS = ("capital", "currency", "continent", "language")
 COUNTRY_EXAMPLE = (
     "Facts about Japan\nCapital: Tokyo\nCurrency: Japanese yen\nContinent: Asia\nLanguage: Japanese\n\n"
