@@ -79,7 +79,7 @@ class Columns:
     metadata: Mapping[str, Any]
     p_true: Doubles | None = None
     rauq: Doubles | None = None
-    _blocks: dict[FeatureSchema, Floats] = field(default_factory=dict, repr=False)
+    _blocks: dict[FeatureSchema, Floats] = field(init=False, default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         return len(self.key)
