@@ -30,7 +30,7 @@ from guard.cli.output import (
     template_options,
 )
 from guard.cli.progress import ProgressBars
-from guard.cli.scorers import span_facts, spans_line
+from guard.cli.scorers import back_off_line, span_facts, spans_line
 from guard.cli.terminal import say, shown
 from guard.errors import InputError
 
@@ -207,6 +207,7 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
         "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
         "truncated": result.truncated,
         "by_ending": asdict(fitted.by_ending),
+        "back_off": artefact.back_off and artefact.back_off.model_dump(),
         "spans": span_facts(artefact.spans) if artefact.spans else None,
         "other_models": dict(result.other_models),
     }
@@ -227,6 +228,8 @@ def _print(result: CalibrationResult) -> None:
     if fitted.brier_gain:
         screen.print(_gain_line(fitted.brier_gain))
     _print_thresholds(fitted.thresholds)
+    if back_off := fitted.scorer.artefact.back_off:
+        screen.print(shown(back_off_line(back_off)))
     print_left_out(result)
     if spans := fitted.scorer.artefact.spans:
         screen.print(shown(spans_line(spans)))

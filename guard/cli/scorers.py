@@ -15,7 +15,7 @@ from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from guard.scoring.scorer import Scorer
-    from guard.scoring.scorer_file import EarlyModel, SpanModel
+    from guard.scoring.scorer_file import BackOff, EarlyModel, SpanModel
 
 #: Figures of a model of spans that are shown, by their name in the file.
 _SPAN_FIGURES = {"auroc": "AUROC", "auroc_within": "within answers", "top_1": "top-1", "brier": "Brier"}
@@ -163,10 +163,19 @@ def _facts(scorer: Scorer) -> dict[str, Any]:
         "scores": list(artefact.scores),
         "metrics": artefact.metrics,
         "answers": sum(artefact.split_sizes.values()),
+        "back_off": artefact.back_off and artefact.back_off.model_dump(),
         "spans": span_facts(artefact.spans) if artefact.spans else None,
         "early": early_facts(artefact.early) if artefact.early else None,
         "sha256": scorer.sha256,
     }
+
+
+def back_off_line(back_off: BackOff) -> str:
+    """Return in one line that guard's own score backs off."""
+    return (
+        "back-off: where an input is out of distribution, guard's own score reads the log-probabilities more, with a "
+        f"share of up to {back_off.most:g} from an ood_score of {back_off.start:g} on"
+    )
 
 
 def span_facts(spans: SpanModel) -> dict[str, Any]:
@@ -247,6 +256,8 @@ def _print_card(name: str, scorer: Scorer) -> None:
     for score in facts["scores"]:
         figures = [f"{key} {_written(facts['metrics'], score, key)}" for key in ("AUROC", "Brier", "ECE", "n")]
         out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
+    if back_off := scorer.artefact.back_off:
+        out.print(shown(back_off_line(back_off)))
     if spans := scorer.artefact.spans:
         out.print(shown(spans_line(spans)))
     if early := scorer.artefact.early:

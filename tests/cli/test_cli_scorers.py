@@ -14,6 +14,7 @@ from guard.errors import GuardError, InputError, ScorerError
 from guard.runtime.guard import Guard
 from guard.scoring.provenance import Card, DataSet
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
+from guard.scoring.scorer_file import BackOff
 from guard.scoring.shelf import missing_scorer, scorers_for, shelved, shipped_folder
 
 #: Names of the scorers that come with guard.
@@ -186,3 +187,15 @@ def test_a_strangers_card_cannot_steer_the_terminal(fitted: Path, tmp_path: Path
     shown = run("describe", fitted, tmp_path / "card.toml", "--out", tmp_path / "out.json")
     assert "\x1b" not in shown
     assert "[bold]" in shown
+
+
+def test_a_back_off_is_said(tmp_path: Path) -> None:
+    """Whoever reads a card must know that the ood_score moves guard's own score."""
+    shipped = load_scorer(shipped_scorer()).artefact
+    assert "back-off" not in run("check", shipped_scorer())
+    assert json.loads(run("check", shipped_scorer(), "--json"))["back_off"] is None
+    path = tmp_path / "far.json"
+    Scorer(shipped.model_copy(update={"back_off": BackOff(start=0.25, most=0.5)})).save(path)
+    said = " ".join(run("check", path).split())
+    assert "reads the log-probabilities more, with a share of up to 0.5 from an ood_score of 0.25 on" in said
+    assert json.loads(run("check", path, "--json"))["back_off"] == {"start": 0.25, "most": 0.5}
