@@ -23,13 +23,14 @@ from numpy.typing import NDArray
 from scipy.special import expit
 from signature_views import cells
 
-from guard.calibration.back_off import CANDIDATE, choose_back_off, fit_detector, ood_scores
+from guard.calibration.back_off import CANDIDATE, choose_back_off
 from guard.calibration.fitting import Examples, FittedModel, fit_model, schema_for
 from guard.data.answers import Answers, concatenate
 from guard.records import Doubles
 from guard.scores import ScoreName
+from guard.scoring.ood import fit_ood_in_parts
 from guard.scoring.probe import InnerProducts
-from guard.scoring.scorer import Evaluator
+from guard.scoring.scorer import model_log_odds
 from guard.scoring.scorer_file import BackOff
 
 #: Below which an answer to an unlike input counts as accepted: the threshold of the policy ``permissive``.
@@ -55,11 +56,13 @@ class BackedOff:
 
     def judge(self, name: str, examples: Examples, learn: NDArray[np.intp], out: NDArray[np.intp]) -> None:
         """Fit to some answers, and judge others."""
-        part = taken(examples, learn)
+        part, shown = taken(examples, learn), taken(examples, out)
+        assert part.activations is not None
+        assert shown.activations is not None
         fitted = fit(part)
         chosen = choose_back_off(part, fitted, seed=0)
-        self.ood[out] = ood_scores(fit_detector(examples, learn, 0), examples, out)
-        own, other = (log_odds(fitted[score], examples, out) for score in ("guard", "log-probabilities"))
+        self.ood[out] = fit_ood_in_parts(part.activations, seed=0).ood_scores(shown.activations)
+        own, other = (model_log_odds(each.model, shown.x, shown.activations) for each in fitted.values())
         found = {WITHOUT: own, CHOSEN: chosen.mix(own, other, self.ood[out]) if chosen else own, OTHER: other}
         found |= {label(each): each.mix(own, other, self.ood[out]) for each in ALWAYS}
         for what, values in found.items():
@@ -83,26 +86,13 @@ def taken(examples: Examples, rows: NDArray[np.intp]) -> Examples:
 
 def fit(examples: Examples) -> dict[ScoreName, FittedModel]:
     """Fit guard's own score and the log-probabilities."""
-    schema = schema_for(layers=_layers(examples), temperatures=(1.0,))
+    assert examples.activations is not None
+    schema = schema_for(layers=examples.activations.shape[2], temperatures=(1.0,))
     plain = replace(examples, activations=None, products=None)
     return {
         "guard": fit_model(examples, schema),
         "log-probabilities": fit_model(plain, schema, score="log-probabilities"),
     }
-
-
-def _layers(examples: Examples) -> int:
-    assert examples.activations is not None
-    return int(examples.activations.shape[2])
-
-
-def log_odds(fitted: FittedModel, examples: Examples, rows: NDArray[np.intp]) -> Doubles:
-    """Return calibrated log-odds of some answers."""
-    assert examples.activations is not None
-    model = fitted.model
-    evaluator = Evaluator(model.base, model.trees, model.probe)
-    pairs = zip(examples.x[rows].astype(np.float64), examples.activations[rows], strict=True)
-    return np.array([model.calibration.log_odds(evaluator.log_odds(x, layers)) for x, layers in pairs])
 
 
 def show(title: str, found: BackedOff, answers: Answers, rows: NDArray[np.bool_]) -> dict[str, list[str]]:

@@ -47,7 +47,7 @@ from guard.records import Doubles, Floats, Limits, Prompt, Signals, Signature
 from guard.runtime.base_models import COMPLETION_STOP
 from guard.scoring.metrics import Ranked, auroc, brier
 from guard.scoring.probe import InnerProducts, inner_products
-from guard.scoring.scorer import Evaluator
+from guard.scoring.scorer import model_log_odds
 from guard.scoring.scorer_file import Calibration
 from guard.scoring.signature import FeatureSchema, feature_vector
 
@@ -244,10 +244,7 @@ def fitted_probabilities(
         None if products is None else InnerProducts(products.between(learn, learn)),
     )
     model = fit_model(part, schema, without=("map", "norms")).model
-    evaluator = Evaluator(model.base, model.trees, model.probe)
-    pairs = zip(examples.x[out].astype(np.float64), examples.activations[out], strict=True)
-    log_odds = np.array([evaluator.log_odds(x, activations) for x, activations in pairs])
-    return np.asarray(expit(model.calibration.log_odds(log_odds)))
+    return np.asarray(expit(model_log_odds(model, examples.x[out], examples.activations[out])))
 
 
 # -- the complete answer's score, calibrated at each stage, as guard does ----------------------
@@ -286,12 +283,10 @@ def _whole_score(examples: Examples, schema: FeatureSchema, learn: NDArray[np.in
         examples.x[learn], examples.wrong[learn], examples.dataset[learn], examples.activations[learn], products
     )
     model = fit_model(part, schema, without=("map", "norms")).model
-    evaluator = Evaluator(model.base, model.trees, model.probe)
 
     def log_odds(of: Examples) -> Doubles:
         assert of.activations is not None
-        pairs = zip(of.x.astype(np.float64), of.activations, strict=True)
-        return np.array([model.calibration.log_odds(evaluator.log_odds(x, layers)) for x, layers in pairs])
+        return model_log_odds(model, of.x, of.activations)
 
     return log_odds
 

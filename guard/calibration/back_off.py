@@ -6,33 +6,37 @@ sets decide, when a scorer is fitted, whether its log-odds are mixed with those 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from guard.calibration.fitting import Examples, FittedModel, find_folds, holds_out_sets
 from guard.calibration.platt import log_losses
 from guard.errors import CalibrationError
 from guard.records import Doubles
 from guard.scores import ScoreName
-from guard.scoring.ood import OodDetector, fit_ood_to_activations
+from guard.scoring.ood import fit_ood_in_parts
 from guard.scoring.scorer_file import BackOff
 
 #: The one back-off that is tried: more of them, selected on as few sets, did worse on others (docs/evidence/ilis.md).
 CANDIDATE = BackOff(start=0.0, most=0.5)
 
 
-def choose_back_off(examples: Examples, fitted: Mapping[ScoreName, FittedModel], *, seed: int) -> BackOff | None:
+def choose_back_off(
+    examples: Examples, fitted: Mapping[ScoreName, FittedModel], *, without: Collection[str] = (), seed: int
+) -> BackOff | None:
     """Return the back-off of guard's own score; None where it does not lower the loss on data sets that were held out.
 
     Args:
         examples: the answers that the models were fitted on.
         fitted: the model of each score; there is no back-off without a probe, or without log-probabilities.
+        without: parts that guard's own score leaves out; without ``logprob`` it reads none of them.
         seed: of the folds, as for the models.
     """
     own, other = fitted.get("guard"), fitted.get("log-probabilities")
-    if own is None or own.model.probe is None or other is None or not holds_out_sets(examples):
+    if own is None or other is None or "logprob" in without:
+        return None
+    if own.model.probe is None or not holds_out_sets(examples):
         return None
     try:
         ood = held_out_ood_scores(examples, seed)
@@ -51,26 +55,8 @@ def held_out_ood_scores(examples: Examples, seed: int) -> Doubles:
     Raises:
         CalibrationError: there are too few answers.
     """
+    assert examples.activations is not None
     found = np.empty(len(examples))
     for learn, out in find_folds(examples, seed):
-        detector = fit_detector(examples, learn, seed)
-        found[out] = ood_scores(detector, examples, out)
+        found[out] = fit_ood_in_parts(examples.activations[learn], seed=seed).ood_scores(examples.activations[out])
     return found
-
-
-def fit_detector(examples: Examples, rows: NDArray[np.intp], seed: int) -> OodDetector:
-    """Fit a detector to some answers: three quarters, with the last quarter as its reference.
-
-    Raises:
-        CalibrationError: there are too few answers.
-    """
-    assert examples.activations is not None
-    shuffled = np.random.default_rng(seed).permutation(rows)
-    cut = len(shuffled) * 3 // 4
-    return fit_ood_to_activations(examples.activations[shuffled[:cut]], examples.activations[shuffled[cut:]])
-
-
-def ood_scores(detector: OodDetector, examples: Examples, rows: NDArray[np.intp]) -> Doubles:
-    """Return the ood_score of some answers, shape (len(rows),)."""
-    assert examples.activations is not None
-    return np.array([detector.ood_score_from(examples.activations[at]) for at in rows])

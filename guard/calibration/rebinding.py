@@ -24,7 +24,7 @@ from guard.records import Signals
 from guard.runtime.base_models import fitted_limits
 from guard.runtime.sources import find_capture_point, loading_options
 from guard.scoring.metrics import compute_metrics
-from guard.scoring.ood import StoredOodDetector, fit_ood_detector
+from guard.scoring.ood import StoredOodDetector, fit_ood_in_parts
 from guard.scoring.provenance import Binding, Rebound
 from guard.scoring.scorer import Scorer, load_scorer
 from guard.scoring.signature import SignatureObserver
@@ -184,7 +184,7 @@ def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
     detector = _ood_detector(asked.new, seed)
     changed = {"binding": binding, "scores": scores, "ood_detector": detector, "metrics": {}}
-    changed |= {} if detector else {"back_off": None}
+    changed["back_off"] = artefact.back_off if detector else None
     changed |= {"spans": None, "early": None}  # nothing has checked these on the new model
     moved = Scorer(artefact.model_copy(update=changed))
     before = _p_wrong(scorer, asked.old)
@@ -242,9 +242,7 @@ def _check_holds(metrics: Mapping[str, Any]) -> None:
 
 def _ood_detector(signals: Sequence[Signals], seed: int) -> StoredOodDetector | None:
     """Refit the detector on the new model's layers, which needs no labels."""
-    order = [signals[at] for at in np.random.default_rng(seed).permutation(len(signals))]
-    cut = len(order) * 3 // 4
     try:
-        return fit_ood_detector(order[:cut], order[cut:]).stored()
+        return fit_ood_in_parts([each.signature.activations for each in signals], seed=seed).stored()
     except CalibrationError:
         return None

@@ -34,7 +34,7 @@ from guard.scoring.metrics import (
     by_ending,
     compute_metrics,
 )
-from guard.scoring.ood import StoredOodDetector, fit_ood_detector
+from guard.scoring.ood import StoredOodDetector, fit_ood_in_parts
 from guard.scoring.provenance import Binding, DataSet, Prompting
 from guard.scoring.scorer import Scorer
 from guard.scoring.scorer_file import FORMAT, FORMAT_VERSION, Artefact, Schema
@@ -144,7 +144,7 @@ def fit_scorer(
     fitted, absent = fit_scores(examples["fit"], schema, without=without, seed=seed)
     models = {name: each.model for name, each in fitted.items()}
     detector = _ood_detector(splits["fit"], seed, layers=run.model.layers)
-    back_off = choose_back_off(examples["fit"], fitted, seed=seed) if detector else None
+    back_off = choose_back_off(examples["fit"], fitted, without=without, seed=seed) if detector else None
     untested = Artefact(
         format=FORMAT,
         format_version=FORMAT_VERSION,
@@ -270,13 +270,10 @@ def _answer_bounds(labelled: Sequence[Labelled]) -> AnswerBounds:
 
 
 def _ood_detector(labelled: Sequence[Labelled], seed: int, *, layers: int) -> StoredOodDetector | None:
-    """Fit the out-of-distribution detector on three quarters of the answers, with the last quarter as its reference."""
     if not layers:
         return None
-    signals = [labelled[at].record.signals for at in np.random.default_rng(seed).permutation(len(labelled))]
-    cut = len(signals) * 3 // 4
     try:
-        return fit_ood_detector(signals[:cut], signals[cut:]).stored()
+        return fit_ood_in_parts([each.record.signals.signature.activations for each in labelled], seed=seed).stored()
     except CalibrationError:  # a score needs fewer answers than a detector
         return None
 

@@ -20,7 +20,7 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from guard.calibration.back_off import choose_back_off, fit_detector
+from guard.calibration.back_off import choose_back_off
 from guard.calibration.fitting import Examples, FittedModel, fit_model, schema_for
 from guard.data.answers import Answers
 from guard.data.normalised import normalise
@@ -37,8 +37,8 @@ from guard.evaluation.protocol import AnswerTable, FittedMethod, Method, MethodK
 from guard.records import Doubles
 from guard.scores import ScoreName
 from guard.scoring.labels import Labels, has_both_kinds, rather_wrong, weighted
-from guard.scoring.ood import OodDetector
-from guard.scoring.scorer import Evaluator
+from guard.scoring.ood import OodDetector, fit_ood_in_parts
+from guard.scoring.scorer import model_log_odds
 from guard.scoring.scorer_file import BackOff, Model
 from guard.scoring.signature import FeatureSchema
 
@@ -77,10 +77,8 @@ class GuardMethod:
             fitted = fit_model(examples, schema, score=self.score, without=self.without, seed=seed)
         except CalibrationError as error:
             raise InputError(str(error)) from error
-        backs_off = self.score == "guard" and "logprob" not in self.without
-        return _FittedGuardMethod(
-            fitted.model, schema, _fit_back_off(examples, schema, fitted, seed) if backs_off else None
-        )
+        far = _fit_back_off(examples, schema, fitted, self.without, seed) if fitted.model.probe else None
+        return _FittedGuardMethod(fitted.model, schema, far)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +88,19 @@ class _FittedBackOff:
     detector: OodDetector
 
 
-def _fit_back_off(examples: Examples, schema: FeatureSchema, own: FittedModel, seed: int) -> _FittedBackOff | None:
+def _fit_back_off(
+    examples: Examples, schema: FeatureSchema, own: FittedModel, without: tuple[str, ...], seed: int
+) -> _FittedBackOff | None:
     """Fit what `guard calibrate` fits: the log-probabilities, the choice, and the detector of all answers."""
     try:
         other = fit_model(examples, schema, score="log-probabilities", seed=seed)
     except CalibrationError:
         return None
-    chosen = choose_back_off(examples, {"guard": own, "log-probabilities": other}, seed=seed)
+    chosen = choose_back_off(examples, {"guard": own, "log-probabilities": other}, without=without, seed=seed)
     if chosen is None:
         return None
-    return _FittedBackOff(chosen, other.model, fit_detector(examples, np.arange(len(examples)), seed))
+    assert examples.activations is not None
+    return _FittedBackOff(chosen, other.model, fit_ood_in_parts(examples.activations, seed=seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,18 +111,12 @@ class _FittedGuardMethod:
 
     def p_wrong(self, table: AnswerTable) -> Doubles:
         answers, far = _answers(table), self.far
-        log_odds = _log_odds(self.model, answers, self.schema)
+        x, activations = answers.features(self.schema), answers.activations
+        log_odds = model_log_odds(self.model, x, activations)
         if far is not None:
-            ood = np.array([far.detector.ood_score_from(each) for each in answers.activations])
-            log_odds = far.back_off.mix(log_odds, _log_odds(far.other, answers, self.schema), ood)
+            other = model_log_odds(far.other, x, activations)
+            log_odds = far.back_off.mix(log_odds, other, far.detector.ood_scores(activations))
         return _probability(log_odds)
-
-
-def _log_odds(model: Model, answers: Answers, schema: FeatureSchema) -> Doubles:
-    """Return calibrated log-odds of each answer, shape (n,)."""
-    evaluator = Evaluator(model.base, model.trees, model.probe)
-    rows = zip(answers.features(schema).astype(np.float64), answers.activations, strict=True)
-    return np.asarray(model.calibration.log_odds(np.array([evaluator.log_odds(x, layers) for x, layers in rows])))
 
 
 # -- one logistic regression on some columns ---------------------------------------------------

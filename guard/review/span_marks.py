@@ -59,10 +59,8 @@ def numbered_marks(
         >>> numbered_marks([{"spans": [{"start": 0, "end": 6}, {"start": 7, "end": 12}]}], wrong=[2])
         (SpanMark(start=7, end=12, wrong=True),)
     """
-    places, named = (
-        span_places(attempts),
-        [*((each, True) for each in wrong), *((each, False) for each in right)],
-    )
+    places = span_places(attempts)
+    named = [*((each, True) for each in wrong), *((each, False) for each in right)]
     for number, _ in named:
         if not 1 <= number <= len(places):
             raise _unknown(f"number {number}", places)

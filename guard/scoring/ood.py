@@ -10,17 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Self
+from typing import Annotated, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from guard.errors import CalibrationError, CaptureError
-from guard.records import Floats, Signals
+from guard.records import Doubles, Floats, Signals
 from guard.scoring.arrays import array_from_text, array_to_text
 from guard.scoring.probe import normalised
 from guard.scoring.signature import ACTIVATION_TOKENS
+
+#: Activations of several answers, shape (A, L, D) each.
+ManyActivations: TypeAlias = Sequence[NDArray[np.floating]] | NDArray[np.floating]
 
 #: Positions of the layers, as shares of the model's depth.
 DEPTHS = (0.3, 0.4)
@@ -130,6 +133,10 @@ class OodDetector:
         shares = np.linspace(1.0 - beyond_all, beyond_all, len(self.distances))
         return float(np.interp(distance, self.distances, shares))
 
+    def ood_scores(self, activations: ManyActivations) -> Doubles:
+        """Return the ood_score of each answer, shape (n,); see `ood_score_from`."""
+        return np.array([self.ood_score_from(each) for each in activations])
+
     def distance(self, activations: NDArray[np.floating]) -> float:
         """Return the log energy outside of the components, standardised, mean of the layers; larger is farther.
 
@@ -175,6 +182,21 @@ class OodDetector:
             distances=array_from_text(stored.distances, min(stored.answers, MAX_DISTANCES)),
             answers=stored.answers,
         )
+
+
+def fit_ood_in_parts(activations: ManyActivations, *, seed: int) -> OodDetector:
+    """Fit a detector on three quarters of some answers, with the last quarter as its reference.
+
+    Args:
+        activations: of each answer, shape (A, L, D).
+        seed: of the division.
+
+    Raises:
+        CalibrationError, CaptureError: as for `fit_ood_to_activations`.
+    """
+    order = np.random.default_rng(seed).permutation(len(activations))
+    cut = len(order) * 3 // 4
+    return fit_ood_to_activations(*([activations[at] for at in part] for part in (order[:cut], order[cut:])))
 
 
 def fit_ood_detector(fit: Sequence[Signals], calibrate: Sequence[Signals]) -> OodDetector:

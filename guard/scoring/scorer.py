@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from guard.errors import CaptureError, InputError, ScorerError, ScorerMismatchError
 from guard.files import checked_json
 from guard.files.write_whole import write_whole
-from guard.records import CapturePoint, ModelInfo, Signals
+from guard.records import CapturePoint, Doubles, ModelInfo, Signals
 from guard.scores import Score, ScoreName, ScoreReading
 from guard.scoring.ood import OodDetector
 from guard.scoring.probe import normalised
@@ -287,6 +287,22 @@ class Evaluator:
                 raise CaptureError(f"The linear probe needs activations of shape {self._probe.shape}, got {shape}")
             total += float(np.einsum("tld,tld->", normalised(activations), self._probe, dtype=np.float64))
         return total + self._trees.total(vector) if self._trees else total
+
+
+def model_log_odds(model: Model, x: NDArray[np.floating], activations: NDArray[np.floating]) -> Doubles:
+    """Return calibrated log-odds of many answers, shape (n,).
+
+    Args:
+        model: one score's model.
+        x: all features of the answers, shape (n, features).
+        activations: shape (n, A, L, D).
+
+    Raises:
+        CaptureError: as for `Evaluator.log_odds`.
+    """
+    evaluator = Evaluator(model.base, model.trees, model.probe)
+    pairs = zip(x.astype(np.float64), activations, strict=True)
+    return np.asarray(model.calibration.log_odds(np.array([evaluator.log_odds(*each) for each in pairs])))
 
 
 class _Calibrated:

@@ -82,7 +82,9 @@ def test_the_score_backs_off_where_its_loss_falls_on_held_out_answers(
     sign, far = np.where(misled.wrong, 1.0, -1.0), misled.dataset == "far"
     own = replace(scores["guard"], held_out=sign * np.where(far, on_the_far_set, 2.0))
     other = replace(scores["log-probabilities"], held_out=sign)
-    assert choose_back_off(misled, {"guard": own, "log-probabilities": other}, seed=0) == chosen
+    both: dict[ScoreName, FittedModel] = {"guard": own, "log-probabilities": other}
+    assert choose_back_off(misled, both, seed=0) == chosen
+    assert choose_back_off(misled, both, without=["logprob"], seed=0) is None
 
 
 def test_layers_that_know_much_everywhere_are_trusted_everywhere() -> None:

@@ -31,6 +31,7 @@ from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring import probe
 from guard.scoring.metrics import compute_metrics, expected_calibration_error
 from guard.scoring.scorer import Evaluator, load_scorer, parse_scorer
+from guard.scoring.scorer_file import BackOff
 from guard.scoring.signature import AGGREGATES, feature_vector
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="Be brief.", max_tokens=8)
@@ -342,11 +343,16 @@ def test_log_probabilities_that_say_nothing_are_no_reason_to_refuse() -> None:
     assert refused > 0, "none of these seeds has a baseline without signal: choose others"
 
 
-def test_saved_metrics_are_those_of_the_saved_scorer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("back_off", [None, BackOff(start=0.0, most=0.5)], ids=["plain", "backs off"])
+def test_saved_metrics_are_those_of_the_saved_scorer(
+    back_off: BackOff | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibration, "choose_back_off", lambda *_, **__: back_off)
     labelled = made(1000, seed=3, by_logprob=2.0, by_map=1.0)
     fitted = fit(labelled)
     fitted.scorer.save(tmp_path / "scorer.json")
     loaded = load_scorer(tmp_path / "scorer.json")
+    assert loaded.artefact.back_off == back_off
     test = splits_of(labelled)["test"]
     scores = [loaded.score(each.record.signals) for each in test]
     wrong = np.array([each.wrong for each in test])

@@ -28,13 +28,14 @@ from typer.testing import CliRunner
 
 import guard
 from guard import engines
+from guard.calibration import rebinding
 from guard.calibration.alignment import align, aligned_model
 from guard.calibration.same_weights import check_same_weights, measure_structure
 from guard.cli import app
 from guard.errors import CalibrationError, GuardError, InputError, ScorerMismatchError
 from guard.records import Floats, Prompt, Signals
 from guard.scoring.scorer import Evaluator, Scorer, load_scorer
-from guard.scoring.scorer_file import Calibration, Linear, LinearProbe, Model, Trees
+from guard.scoring.scorer_file import BackOff, Calibration, Linear, LinearProbe, Model, Trees
 from guard.scoring.signature import FeatureSchema, SignatureObserver, feature_vector
 
 SCHEMA = FeatureSchema(layers=LAYERS)
@@ -283,6 +284,21 @@ def test_what_was_not_checked_on_the_new_model_does_not_move(fitted: Path, quest
     guard.rebind(tmp_path / "more.json", questions, model="m.gguf", to="m.gguf", to_engine="other", out=out)
     artefact = load_scorer(out).artefact
     assert (artefact.spans, artefact.early) == (None, None)
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize("detects", [True, False])
+def test_a_back_off_moves_with_a_detector_only(
+    detects: bool, fitted: Path, questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, back = tmp_path / "there.json", tmp_path / "back.json"
+    guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", to_engine="other", out=there)
+    back_off = BackOff(start=0.5, most=0.5)
+    Scorer(load_scorer(there).artefact.model_copy(update={"back_off": back_off})).save(there)
+    if not detects:
+        monkeypatch.setattr(rebinding, "_ood_detector", lambda *_: None)
+    guard.rebind(there, questions, model="m.gguf", to="m.gguf", to_engine="scripted", out=back)
+    assert load_scorer(back).artefact.back_off == (back_off if detects else None)
 
 
 @pytest.mark.usefixtures("loaded")

@@ -76,7 +76,10 @@ def test_the_back_off_is_judged_on_what_nothing_was_fitted_on(programs: dict[str
     schema = program["schema_for"](layers=6, temperatures=(1.0,))
     x = np.zeros((240, schema.size), np.float32)
     x[:, 0] = np.where(wrong, 1, -1) + rng.normal(size=240)
-    layers = rng.normal(size=(240, 3, 6, 32)).astype(np.float16)
+    layers = 0.05 * rng.normal(size=(240, 3, 6, 32))
+    layers[..., 0] += 1
+    layers[:20, ..., 1] += 4  # half of the set that is judged lies far off
+    layers = layers.astype(np.float16)
     products = InnerProducts(inner_products(layers))
     examples = program["Examples"](x, wrong, np.repeat(np.array(list("abcdef")), 40), layers, products)
     found = program["BackedOff"]({}, np.full(240, np.nan), {})
@@ -90,6 +93,7 @@ def test_the_back_off_is_judged_on_what_nothing_was_fitted_on(programs: dict[str
     near = found.ood[:40] < 0.9
     assert (found.log_odds[far][:40] == own)[near].all()
     assert near.any()
+    assert at_end.any()
 
 
 def questions(count: int) -> tuple[Question, ...]:

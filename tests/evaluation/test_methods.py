@@ -15,6 +15,7 @@ pytest.importorskip("lightgbm")
 
 from click.testing import Result
 from documented_json import differences, documented
+from scipy.special import logit
 from scripted import END, WIDTH, AnsweringEngine, layers_of, scripted_model
 from sklearn.metrics import roc_auc_score
 from typer.testing import CliRunner
@@ -27,9 +28,12 @@ from guard.data.logit_lens import Lens
 from guard.data.questions import Question, Row
 from guard.data.recording import Journal, Run, record_rows
 from guard.errors import InputError
+from guard.evaluation import methods as evaluated
 from guard.evaluation.evaluate import CROSSED, MIN_SAMPLED, EvaluationPlan, evaluate
 from guard.evaluation.methods import methods_for
 from guard.evaluation.protocol import leave_one_dataset_out
+from guard.scoring.scorer import model_log_odds
+from guard.scoring.scorer_file import BackOff
 
 RUN = Run(model=scripted_model(), capture_point="mlp", system="", max_tokens=20)
 # Few sets: within-dataset protocols fit every method five times on each, and pairs are as their square.
@@ -76,6 +80,20 @@ def test_what_the_layers_know_is_found_and_carried_to_other_sets(answers: Answer
     assert auroc["linear probe"] > 0.75
     for blind in ("log-probabilities", "margin", "length", "lens entropies", "chain of embedding"):
         assert 0.35 < auroc[blind] < 0.65, blind
+
+
+def test_guards_own_score_backs_off_as_calibration_decides(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    logprobs = answers.columns.logprobs * np.repeat(1 + answers.wrong.astype(np.float32), answers.tokens)
+    telling = Answers.whole(replace(answers.columns, logprobs=logprobs))
+    own = next(each for each in methods_for("all") if each.name == "guard")
+    plain = logit(own.fit(telling, seed=0).p_wrong(telling))
+    monkeypatch.setattr(evaluated, "choose_back_off", lambda *_, **__: BackOff(start=0.0, most=1.0))
+    fitted: Any = own.fit(telling, seed=0)
+    mixed = logit(fitted.p_wrong(telling))
+    other = model_log_odds(fitted.far.other, telling.features(fitted.schema), telling.activations)
+    share = fitted.far.detector.ood_scores(telling.activations)
+    assert share.max() > 0.9
+    np.testing.assert_allclose(mixed, (1 - share) * plain + share * other, rtol=1e-6)
 
 
 def test_parts_that_are_left_out_are_missed(answers: Answers) -> None:
