@@ -145,6 +145,19 @@ def at_desk(folder: Path) -> Iterator[ReviewedDesk]:
 
 
 @pytest.fixture
+def a_day_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands open the store themselves; on the machine's clock, the last verdicts could still be undone."""
+    opening = Store.open
+
+    def opened(*arguments: Any, **options: Any) -> Store:
+        store = opening(*arguments, **options)
+        move_clock(store, days=1)
+        return store
+
+    monkeypatch.setattr(Store, "open", opened)
+
+
+@pytest.fixture
 def desk(reviewed: Path, tmp_path: Path) -> Iterator[ReviewedDesk]:
     shutil.copytree(reviewed, tmp_path / "desk")
     with at_desk(tmp_path / "desk") as opened:
@@ -371,6 +384,7 @@ def test_a_policy_without_a_guarantee_gets_a_scorer_and_the_same_comparison(desk
     assert change.proposed.coverage[0] == pytest.approx(change.present.coverage[0], abs=0.25)
 
 
+@pytest.mark.usefixtures("a_day_later")
 def test_labels_that_are_not_used_are_not_counted_and_are_shown(desk: ReviewedDesk) -> None:
     write_policy(desk, BEFORE)
     old = desk.folder / "old.jsonl"
@@ -536,6 +550,7 @@ def test_a_draw_does_not_depend_on_other_answers(desk: ReviewedDesk) -> None:
     assert {each.row.id for each in part.held_out[None]} == drawn
 
 
+@pytest.mark.usefixtures("a_day_later")
 def test_the_command_shows_what_changes_and_what_is_in_use(again: ReviewedDesk) -> None:
     arguments = ["recalibrate", "--policy", str(again.folder / "desk.yaml"), "--into", str(again.folder / "new")]
     arguments += ["--scorer", str(again.folder / "scorer.json"), "--store", str(again.folder / "reviews.db")]
