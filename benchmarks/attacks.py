@@ -2,17 +2,19 @@
 
     python benchmarks/attacks.py kept.jsonl --data set1.jsonl.gz --data set2.jsonl.gz [--limit 30] [--out attacks.json]
     python benchmarks/attacks.py kept.jsonl --data set1.jsonl.gz --certify records.parquet
+    python benchmarks/attacks.py kept.jsonl --data set1.jsonl.gz --model model.gguf --scorer scorer.json
 
-The embedded model answers each question as it is, and once under each of `ATTACKS`: suffixes, planted passages,
-persuasion, paraphrases, typing errors. The shipped scorer scores the answers. Then a bounded search looks for suffixes
-that keep an answer wrong and lower its score (`TRIES` a question). Printed are the change of p_wrong of wrong answers,
-and how many wrong ones the shipped policies would accept at the first attempt, without and with an out-of-distribution
-rule, and with a back-off, which mixes the log-odds with those of the log-probabilities where the input is far out.
+The model (by default the embedded one) answers each question as it is, and once under each of `ATTACKS`: suffixes,
+planted passages, persuasion, paraphrases, typing errors. Its scorer scores the answers. Then a bounded search looks for
+suffixes that keep an answer wrong and lower its score (`TRIES` a question). Printed are the change of p_wrong of wrong
+answers, and how many wrong ones the shipped policies would accept at the first attempt, without and with an
+out-of-distribution rule, and with a back-off, which mixes the log-odds with those of the log-probabilities where the
+input is far out.
 
 With --certify there are also policies with thresholds that are certified (`RISKS`) on recorded answers without an
 attack, of which no question is attacked; with --unlike also inputs in other languages, code and nonsense, to which no
-answer counts as right. Questions that the shipped scorer was fitted on are left out. Answers are kept: run a stopped
-program again.
+answer counts as right. Questions that the scorer was fitted on are left out. Answers are kept: run a stopped program
+again.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from guard.data.answers import Answers
 from guard.data.graders import grade
 from guard.data.in_order import in_order
 from guard.data.labelling import is_wrong
-from guard.data.prompts import question_prompt
+from guard.data.prompts import fitted_prompt
 from guard.data.question_sets import read_sets
 from guard.data.questions import Question, draw_rows
 from guard.data.sets import DataSource
@@ -47,7 +49,8 @@ from guard.engines import EMBEDDED, load_engine
 from guard.engines.base import BaseEngine
 from guard.policy.policy import Policy, decide, load_policy, parse_policy
 from guard.policy.policy_files import builtin_policies
-from guard.records import Action, Limits
+from guard.records import Action
+from guard.runtime.base_models import fitted_limits
 from guard.runtime.sources import find_capture_point, score_generation
 from guard.scoring.metrics import Ranked, auroc
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
@@ -177,9 +180,8 @@ class AskedModel:
         if known := self._known.get(self._key(row)):
             return known
         prompting = self._scorer.artefact.prompting
-        prompt = question_prompt(row, system=prompting.system, template_options=prompting.template_options)
+        prompt, limits = fitted_prompt(row, prompting), fitted_limits(prompting)
         observer = self._scorer.observer()
-        limits = Limits(max_tokens=prompting.max_tokens)
         generation = self._engine.generate(prompt, limits=limits, observer=observer)
         score = score_generation(generation, observer, self._scorer, prompt)
         wrong = is_wrong(row, generation.text, grade)
@@ -397,7 +399,7 @@ def best_of(plain: ScoredAnswer, tried: Sequence[ScoredAnswer], *, within: float
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Ask, search, compare."""
-    scorer, policies, recorded = load_scorer(shipped_scorer()), shipped_policies(), frozenset[str]()
+    scorer, policies, recorded = load_scorer(asked.scorer or shipped_scorer()), shipped_policies(), frozenset[str]()
     if asked.certify:
         records = Answers.read(asked.certify)
         recorded = frozenset(records.key.tolist())
@@ -405,7 +407,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         policies |= certified_policies(scores["guard"].tolist(), wrong.tolist())
     questions = fresh_questions(read_sets(asked.data), scorer, limit=asked.limit, without=recorded)
     planted = wrong_answers(questions)
-    with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
+    with load_engine(asked.model, threads=asked.threads, trial_load=False) as engine:
         asking = AskedModel(engine, scorer.for_model(engine.model, find_capture_point(engine)), asked.kept)
         plain = asking.answers(questions)
         results = [result_of("none", plain, plain, policies)]
@@ -478,6 +480,8 @@ def main() -> None:
     parser.add_argument("--only", action="append", choices=list(ATTACKS), help="an attack; repeatable, by default all")
     parser.add_argument("--search", type=int, default=60, help="wrong answers that suffixes are searched for")
     parser.add_argument("--unlike", type=int, default=0, help="inputs of each kind that are unlike questions")
+    parser.add_argument("--model", default=EMBEDDED, help="GGUF file; by default the embedded model")
+    parser.add_argument("--scorer", type=Path, help="of the model; by default the embedded model's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
@@ -486,6 +490,7 @@ def main() -> None:
     if asked.out:
         written = {name: [asdict(each) for each in report[name]] for name in ("results", "search", "unlike")}
         about = {"machine": machine(), "versions": versions(), "limit": asked.limit, "tries": TRIES}
+        about["model"] = Path(asked.model).name
         about["data"] = [Path(each).name for each in asked.data]
         text = json.dumps({**about, "thresholds": report["thresholds"], **written}, indent=1)
         asked.out.write_text(text + "\n", encoding="utf-8")
