@@ -74,6 +74,7 @@ def report(result: EvaluationResult) -> str:
     parts = [f"Made on {result.provenance.created[:10]}, {result.provenance.machine}.\n"]
     for model in result.models:
         parts.append(f"### {_name(model)}: {model.answers:,} answers\n")
+        parts.append(_accepted(model))
         parts += [f"{title}\n\n{_methods(model, name)}" for name, title in _SETTINGS.items() if model.setting(name)]
         shifts = "\n".join(_shifts(model))
         if shifts:
@@ -157,6 +158,22 @@ def _when(data: Mapping[str, Any]) -> str:
     how = [data["date"][:10], *(["CPU time"] if cpu else []), *([f"threads: {data['threads']}"] if cpu else [])]
     others = data.get("busy_with_others")
     return ", ".join([*how, *([] if others is None else [f"other programs used {others:.1f} cores"])])
+
+
+def _accepted(model: ModelResult) -> str:
+    """Say what one threshold over the answers of all test sets accepts; empty where no protocol tells."""
+    if (found := model.pooled) is None:
+        return ""
+    fitted = {LEAVE_ONE_OUT: "scored by a fit on all sets but its own", WITHIN: "scored by a fit on others of its set"}
+    lines = _header("wrong answers among the accepted, at most", "accepted", "95 % interval")
+    for each in found.points:
+        low, high = (f"{100 * (value or 0.0):.1f}" for value in (each.coverage.low, each.coverage.high))
+        accepted = f"{100 * (each.coverage.value or 0.0):.1f} %"
+        lines.append(_row(f"{100 * each.risk:.0f} %", accepted, f"{low} to {high} %"))
+    return (
+        f"One threshold over {found.answers:,} answers to {found.sets} sets, of which {100 * found.wrong:.0f} % are "
+        f"wrong, each {fitted[found.setting]}:\n\n" + "\n".join(lines) + "\n"
+    )
 
 
 def _methods(model: ModelResult, setting: str) -> str:
