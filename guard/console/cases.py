@@ -278,11 +278,21 @@ _DONE = {
 }
 
 
+#: What a reviewer does before and with an opinion.
+_BY_REVIEWERS = ("claimed", "released", "skipped", "opinion", "withdrawn")
+
+
 def list_history(visit: Visit, review: Review) -> list[Line]:
-    """Return the history of a case, newest first. The store leaves out the contents of blind opinions."""
+    """Return the history of a case, newest first. The store leaves out the contents of blind opinions.
+
+    Who decides between two opinions does not learn here whose they are.
+    """
+    unnamed = review.disputed and review.status is ReviewStatus.PENDING and may_decide(visit, review)
     names, lines = visit.desk.names(), []
     for event in visit.desk.store.history(review.id):
         who = "You" if event.who == visit.who else names.get(event.who, event.who)
+        if unnamed and event.what in _BY_REVIEWERS:
+            event, who = event.blind(), "A reviewer"
         if event.what == "assigned":
             what = f"assigned it to {names.get(event.whom, event.whom)}" if event.whom else "opened it to everybody"
         else:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from guard.review import queries
 from guard.review.database import Database
 from guard.review.migrations.tables import REVIEWS
-from guard.review.records import Review, prompt_row, storable_text
+from guard.review.records import Review, answered_prompt, prompt_row, storable_text
 from guard.review.span_marks import SpanMark
 
 #: Cases that are read at a time.
@@ -85,11 +85,9 @@ def read_marked(database: Database, wanted: Mapping[str, str | None]) -> MarkedA
 
 def _asked(review: Review) -> dict[str, Any] | None:
     """Return an answer with the prompt that the model read; None if that is not stored."""
-    last, before = review.attempts[-1], review.attempts[-2] if len(review.attempts) > 1 else {"instruction": None}
-    if not before.keys() >= {"instruction"} or last.get("source") != "model" or not last.get("tokens"):
+    last, before = review.attempts[-1], review.attempts[-2:-1]
+    if any("instruction" not in each for each in before) or last.get("source") != "model" or not last.get("tokens"):
         return None
     if last.get("reasoning"):
         return None
-    instruction = before["instruction"]
-    prompt = review.prompt.with_instruction(instruction) if instruction else review.prompt
-    return {**prompt_row(prompt), "response": review.answer, "equations": False, "model": review.model}
+    return {**prompt_row(answered_prompt(review)), "response": review.answer, "equations": False, "model": review.model}

@@ -400,7 +400,7 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
     """Return a decided review as a row for `guard calibrate`."""
     return {
         "id": review.id,
-        **prompt_row(review.prompt),
+        **prompt_row(answered_prompt(review)),
         "response": review.answer,
         "label": 0 if review.draft == "right" else 1,
         "model": review.model,
@@ -414,6 +414,12 @@ def to_labelled_row(review: Review) -> dict[str, Any]:
         "kind": review.kind,
         "weight": 1.0 if review.audit_rate is None else 1.0 / review.audit_rate,
     }
+
+
+def answered_prompt(review: Review) -> Prompt:
+    """Return the prompt of the last answer, with the instruction of the retry that led to it, if one is stored."""
+    instruction = review.attempts[-2].get("instruction") if len(review.attempts) > 1 else None
+    return review.prompt.with_instruction(instruction) if instruction else review.prompt
 
 
 def prompt_row(prompt: Prompt) -> dict[str, Any]:

@@ -408,10 +408,14 @@ def test_a_lead_decides_between_two_opinions_without_their_names(console: MadeCo
     two = page[page.index("Two reviewers, two verdicts") : page.index("<aside")]
     assert "Jonas's words" in html.unescape(two)
     assert "Jonas Weber" not in two
+    told = page[page.index("<h2>History") :].partition("</ol>")[0]
+    assert told.count("A reviewer</strong> gave an opinion<br>") == 2
+    assert "Jonas Weber" not in told
     assert ana.post(f"/case/{doubled.id}/adjudicate", data={"which": "3"}).status_code == 409
     ana.post(f"/case/{doubled.id}/adjudicate", data={"which": "2"})
     decided = console.store.review(doubled.id)
     assert (decided.status, decided.final_answer, decided.reviewer) == (ReviewStatus.EDITED, "Jonas's words", "ana")
+    assert "Jonas Weber</strong> gave an opinion: edited" in ana.get(f"/case/{doubled.id}").text
 
 
 def test_an_opinion_can_be_taken_back(console: MadeConsole, doubled: Review) -> None:

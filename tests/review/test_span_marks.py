@@ -246,8 +246,9 @@ def test_a_retrys_instruction_is_a_part_of_its_prompt(store: Store, clock: Moved
     retry = Decision(Action.RETRY, "rules[0]", "doubtful", 0.6, Retry(instruction="Think again."))
     before = replace(case.attempts[0], decision=retry)
     store.reject(store.add(replace(case, attempts=(before, *case.attempts))).id, reviewer="ann", marks=[WRONG])
-    (row,) = final_marks(store, clock)
+    (row,), (label,) = final_marks(store, clock), store.labelled()
     assert row["prompt"][-1]["content"] == "Question 0?\n\nThink again."
+    assert label["prompt"] == row["prompt"]
 
 
 @pytest.mark.parametrize("change", ["fallback", "thought", "chain", "older guard"])
