@@ -9,6 +9,7 @@ from importlib.metadata import version
 
 import numpy as np
 
+from guard.calibration.at_thresholds import AtThreshold, at_thresholds
 from guard.calibration.back_off import choose_back_off
 from guard.calibration.fitting import MIN_ANSWERS, Examples, FittedModel, fit_model, schema_for
 from guard.calibration.splits import SPLIT_SHARES
@@ -24,12 +25,10 @@ from guard.scores import SCORE_NAMES, ScoreName
 from guard.scoring.answer_bounds import AnswerBounds
 from guard.scoring.labels import Label, Labels, label_array, number_wrong
 from guard.scoring.metrics import (
-    AtThreshold,
     BrierGain,
     ByEnding,
     Metrics,
     Probabilities,
-    at_thresholds,
     brier_gain,
     by_ending,
     compute_metrics,
@@ -67,7 +66,7 @@ class FittedScorer:
         absent: reasons for missing scores, by name.
         brier_gain: the Brier score of log-probabilities alone minus that of guard's own score, with its interval; None
             where log-probabilities carry no signal.
-        thresholds: the answers of the test split that thresholds on guard's own score would accept.
+        thresholds: the answers of the test split that thresholds on guard's own score would accept, with intervals.
         by_ending: guard's own score on the truncated and on the complete answers of the test split.
     """
 

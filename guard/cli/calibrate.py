@@ -21,6 +21,7 @@ from guard.cli.data_options import (
     TauOption,
 )
 from guard.cli.engine_options import OPTIONS, EngineOption, EngineOptions, loads_a_model
+from guard.cli.intervals import short_interval
 from guard.cli.output import (
     JsonOption,
     ModelOption,
@@ -35,8 +36,9 @@ from guard.cli.terminal import say, shown
 from guard.errors import InputError
 
 if TYPE_CHECKING:
+    from guard.calibration.at_thresholds import AtThreshold
     from guard.calibration.procedure import CalibrationResult
-    from guard.scoring.metrics import AtThreshold, BrierGain, Metrics
+    from guard.scoring.metrics import BrierGain, Metrics
 
 
 #: Options that mean something where the answers are recorded.
@@ -202,7 +204,7 @@ def _json(result: CalibrationResult) -> dict[str, Any]:
         "metrics": artefact.metrics,
         "absent": dict(fitted.absent),
         "brier_gain": fitted.brier_gain and asdict(fitted.brier_gain),
-        "thresholds": [asdict(each) for each in fitted.thresholds],
+        "thresholds": [_threshold_facts(each) for each in fitted.thresholds],
         "bad_rows": [{"file": str(file), "line": row.line, "reason": row.reason} for file, row in result.bad_rows],
         "skipped": [{"key": each.key, "reason": each.reason} for each in result.skipped],
         "truncated": result.truncated,
@@ -269,14 +271,22 @@ def _gain_line(gain: BrierGain) -> str:
     return f"Brier against log-probabilities alone: {words} ({interval}; above 0 is better)."
 
 
+def _threshold_facts(each: AtThreshold) -> dict[str, Any]:
+    return {**asdict(each), "coverage": each.coverage, "error_rate": each.error_rate}
+
+
 def _print_thresholds(thresholds: Sequence[AtThreshold]) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="Effect of accept: {below: ...}", title_justify="left")
+    title = f"Effect of accept: {{below: ...}} on {thresholds[0].n} answers"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("below", "accepted", "wrong of these"):
         table.add_column(name, justify="right")
     for each in thresholds:
-        share = f"{each.wrong:g} ({each.wrong / each.accepted:.0%})" if each.accepted else "-"
-        table.add_row(f"{each.below:g}", f"{each.accepted} of {each.n}", share)
+        accepted = f"{each.accepted}: {short_interval(each.coverage)}"
+        wrong = f"{each.wrong:g}: {short_interval(each.error_rate)}" if each.error_rate else "-"
+        table.add_row(f"{each.below:g}", accepted, wrong)
     console().print(table)
+    console().print("In brackets: 95 % intervals, for one threshold chosen beforehand.", style="dim")
     console().print("A guaranteed error rate needs fresh labels: guard certify.", style="dim")

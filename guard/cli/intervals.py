@@ -5,13 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from guard.replay.figures import Interval
+    from guard.policy.bounds import Interval
 
 
 def percent_interval(interval: Interval) -> str:
     """Return a share with its interval, as percentages."""
     share, low, high = interval
     return f"{share:.1%} ({low:.1%} to {high:.1%})"
+
+
+def short_interval(interval: Interval) -> str:
+    """Return a share with its interval, as whole percentages for narrow tables; only 0 is 0 % and only 1 is 100 %.
+
+    Examples:
+        >>> short_interval((0.0, 0.0, 0.0023)), short_interval((0.4, 0.264, 0.548))
+        ('0% (0% to <1%)', '40% (26% to 55%)')
+    """
+    share, low, high = map(_whole_percent, interval)
+    return f"{share} ({low} to {high})"
+
+
+def _whole_percent(share: float) -> str:
+    if 0 < share < 0.005:
+        return "<1%"
+    return ">99%" if 0.995 < share < 1 else f"{share:.0%}"
 
 
 def number_interval(interval: Interval) -> str:

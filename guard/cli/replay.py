@@ -15,8 +15,9 @@ from guard.cli.review_options import RouteOption
 from guard.cli.terminal import say
 
 if TYPE_CHECKING:
+    from guard.policy.bounds import Interval
     from guard.replay.comparison import PolicyComparison
-    from guard.replay.figures import ExpectedErrors, Interval
+    from guard.replay.figures import ExpectedErrors
 
 
 def replay(

@@ -17,6 +17,7 @@ from guard.access import Permission
 from guard.console import charts, times
 from guard.console.desk import PageError, TheForm, TheVisit, Visit
 from guard.errors import InputError
+from guard.policy.bounds import Interval
 from guard.policy.certificate import certified_without_model, parse_certificates
 from guard.policy.guarantee import guarantees
 from guard.policy.policy import Policy, parse_policy
@@ -24,7 +25,7 @@ from guard.policy.policy_files import builtin_policies
 from guard.policy.yaml_source import InvalidPolicyError, read_text
 from guard.replay.comparison import PolicyComparison, replay
 from guard.replay.deciding import ENDINGS, CallEnding
-from guard.replay.figures import Interval, PolicyFigures, scaled
+from guard.replay.figures import PolicyFigures, scaled
 from guard.replay.picture import WORDS
 from guard.replay.recorded import read_latest_document
 

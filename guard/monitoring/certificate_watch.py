@@ -20,16 +20,13 @@ from guard.audit.log import add_entry
 from guard.errors import InputError
 from guard.monitoring.risk_test import RiskEvidence, risk_evidence
 from guard.monitoring.shift_test import ShiftTest
-from guard.policy.bounds import lower_bound, upper_bound
+from guard.policy.bounds import Interval, exact_share
 from guard.policy.policy import Policy
 from guard.review.database import Database
 from guard.review.migrations.tables import REVIEWS, SAMPLING_KEYS, WATCHED_CERTIFICATES
 from guard.review.outbox import notify_of_certificate
 from guard.review.queries import IS_PENDING
 from guard.review.store import Store
-
-#: Confidence of the interval of the audited error rate, two-sided.
-CONFIDENCE = 0.95
 
 #: The sampling keys of the databases that are open in this process; a key never changes.
 _KEYS: weakref.WeakKeyDictionary[Database, bytes] = weakref.WeakKeyDictionary()
@@ -89,15 +86,12 @@ class WatchedCertificate:
         return self.overdue / self.checked if self.checked else None
 
     @property
-    def error_rate(self) -> tuple[float, float, float] | None:
+    def error_rate(self) -> Interval | None:
         """The audited share of wrong answers with its 95 % Clopper-Pearson interval; None without any.
 
         Valid for one look at a time chosen in advance; the evidence is valid at any.
         """
-        wrong, level = self.wrong + self.overdue, (1 + CONFIDENCE) / 2
-        if not self.checked:
-            return None
-        return wrong / self.checked, lower_bound(wrong, self.checked, level), upper_bound(wrong, self.checked, level)
+        return exact_share(self.wrong + self.overdue, 0, self.checked) if self.checked else None
 
 
 class CertificateWatch:

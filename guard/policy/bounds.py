@@ -7,6 +7,12 @@ from __future__ import annotations
 
 import math
 
+#: Of every interval here, two-sided.
+CONFIDENCE = 0.95
+
+#: A share or a number, with the low and the high end of its interval.
+Interval = tuple[float, float, float]
+
 
 def passes(errors: int, accepted: int, risk: float, confidence: float) -> bool:
     """Return whether the errors are few enough to rule out an error rate above ``risk`` at this confidence."""
@@ -71,6 +77,17 @@ def upper_bound(errors: int, accepted: int, confidence: float) -> float:
 def lower_bound(errors: int, accepted: int, confidence: float) -> float:
     """Lower end of the one-sided Clopper-Pearson interval of a rate; 0 where nothing was accepted."""
     return 1.0 - upper_bound(accepted - errors, accepted, confidence) if accepted else 0.0
+
+
+def exact_share(sure: int, unknown: int, trials: int) -> Interval:
+    """Return a share with its 95 % Clopper-Pearson interval; unknown cases widen it.
+
+    Examples:
+        >>> [round(each, 4) for each in exact_share(1, 0, 20)]
+        [0.05, 0.0013, 0.2487]
+    """
+    level = (1 + CONFIDENCE) / 2
+    return sure / trials, lower_bound(sure, trials, level), upper_bound(sure + unknown, trials, level)
 
 
 def percent(share: float) -> str:

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from guard.policy.bounds import Interval, exact_share
 from guard.policy.defects import find_defects
 from guard.policy.policy import Policy
 from guard.recalibration.dividing import JudgedAnswer
 from guard.recalibration.taking import Traffic
 from guard.replay.deciding import Replayed, as_recorded, replay_call
-from guard.replay.figures import Interval, exact_share, scaled
+from guard.replay.figures import scaled
 from guard.replay.recorded import RecordedAttempt, RecordedCall
 
 

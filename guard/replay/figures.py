@@ -11,18 +11,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from guard.policy.bounds import lower_bound, upper_bound
+from guard.policy.bounds import Interval, exact_share
 from guard.replay.deciding import ENDINGS, CallEnding, Replayed
 from guard.replay.recorded import RecordedVerdict
 
-#: Of every interval, two-sided.
-CONFIDENCE = 0.95
+#: Half the width of a normal 95 % interval, in standard deviations.
 _DEVIATIONS = 1.96
 
 #: With fewer verdicts of a kind the scores are used.
 FEWEST_VERDICTS = 20
-
-Interval = tuple[float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +149,6 @@ def _added(parts: Sequence[_MeanAndVariance]) -> Interval:
 def _interval(estimate: _MeanAndVariance) -> Interval:
     mean, variance = estimate
     return mean, max(0.0, mean - _DEVIATIONS * math.sqrt(variance)), mean + _DEVIATIONS * math.sqrt(variance)
-
-
-def exact_share(sure: int, unknown: int, calls: int) -> Interval:
-    """Return a share with an exact interval; unknown cases widen it."""
-    level = (1 + CONFIDENCE) / 2
-    return sure / calls, lower_bound(sure, calls, level), upper_bound(sure + unknown, calls, level)
 
 
 def scaled(interval: Interval, by: float) -> Interval:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from html import escape
 
+from guard.policy.bounds import Interval
 from guard.replay.comparison import PolicyComparison
 from guard.replay.deciding import CallEnding
-from guard.replay.figures import Interval, PolicyFigures
+from guard.replay.figures import PolicyFigures
 
 _WIDTH, _LEFT, _RIGHT, _BAR = 680, 24, 656, 34
 _SPAN = _RIGHT - _LEFT

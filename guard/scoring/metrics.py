@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from guard.errors import InputError
-from guard.scoring.labels import Labels, are_graded, has_both_kinds, number_wrong
+from guard.scoring.labels import Labels, are_graded, has_both_kinds
 
 Probabilities = NDArray[np.float64]
 Counts = NDArray[np.int64]
@@ -98,35 +98,6 @@ def brier_gain(p_wrong: Probabilities, other: Probabilities, wrong: Labels) -> B
     gains = (other - wrong) ** 2 - (p_wrong - wrong) ** 2  # of graded labels, too: the rest is the same in both
     value, error = float(gains.mean()), float(gains.std(ddof=1) / np.sqrt(len(gains)))
     return BrierGain(value, value - 1.96 * error, value + 1.96 * error)
-
-
-#: Thresholds in the output of calibration.
-_SHOWN_THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
-
-
-@dataclass(frozen=True, slots=True)
-class AtThreshold:
-    """What is accepted where p_wrong is below a threshold.
-
-    Attributes:
-        below: the threshold.
-        accepted: how many answers.
-        wrong: how many of them are wrong; the sum of graded labels.
-        n: answers in all.
-    """
-
-    below: float
-    accepted: int
-    wrong: int | float
-    n: int
-
-
-def at_thresholds(p_wrong: Probabilities, wrong: Labels) -> tuple[AtThreshold, ...]:
-    """Return the same answers at some thresholds, strict to lax; arrays of shape (n,)."""
-    return tuple(
-        AtThreshold(below, int((p_wrong < below).sum()), number_wrong(wrong[p_wrong < below]), len(wrong))
-        for below in _SHOWN_THRESHOLDS
-    )
 
 
 @dataclass(frozen=True, slots=True)

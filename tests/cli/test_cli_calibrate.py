@@ -14,9 +14,10 @@ pytest.importorskip("sklearn")
 
 from typer.testing import CliRunner
 
-from guard.calibration.scorer_fit import AtThreshold, FittedScorer, check_enough_rows
+from guard.calibration.at_thresholds import AtThreshold
+from guard.calibration.scorer_fit import FittedScorer, check_enough_rows
 from guard.cli import app
-from guard.cli.calibrate import _gain_line, _print_thresholds
+from guard.cli.calibrate import _gain_line, _print_thresholds, _threshold_facts
 from guard.data.questions import Question
 from guard.errors import CalibrationError, InputError
 from guard.scoring.metrics import BrierGain
@@ -87,8 +88,33 @@ def test_noise_is_called_noise(gain: BrierGain, said: str) -> None:
 def test_thresholds_are_shown_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     _print_thresholds([AtThreshold(0.05, 0, 0, 50), AtThreshold(0.2, 20, 1, 50)])
     shown = capsys.readouterr().out
-    assert "0 of 50" in shown
-    assert "20 of 50" in shown
-    assert "1 (5%)" in shown
+    assert "on 50 answers" in shown
+    assert "0: 0% (0% to 7%)" in shown
+    assert "20: 40% (26% to 55%)" in shown
+    assert "1: 5% (<1% to 25%)" in shown
+    assert "95 % intervals" in shown
     assert "guard certify" in shown
     assert {"thresholds", "brier_gain"} <= set(FittedScorer.__dataclass_fields__)
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_table_of_thresholds_fits(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With thousands of answers, each row is still one line."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    rows = [AtThreshold(0.05, 0, 0, 1580), AtThreshold(0.2, 163, 4, 1580), AtThreshold(0.5, 1422, 1180.25, 1580)]
+    _print_thresholds(rows)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line.split() for line in lines if line.split()[:1] == ["0.5"]] == [
+        "0.5 1422: 90% (88% to 91%) 1180.25: 83% (81% to 85%)".split()
+    ]
+
+
+def test_json_has_both_shares_with_their_intervals() -> None:
+    found = json.loads(json.dumps(_threshold_facts(AtThreshold(0.2, 20, 1, 50))))
+    assert (found["below"], found["accepted"], found["wrong"], found["n"]) == (0.2, 20, 1, 50)
+    assert found["coverage"] == pytest.approx([0.4, 0.2641, 0.5482], abs=1e-4)
+    assert found["error_rate"] == pytest.approx([0.05, 0.0013, 0.2487], abs=1e-4)
+    assert _threshold_facts(AtThreshold(0.05, 0, 0, 50))["error_rate"] is None

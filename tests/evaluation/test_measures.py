@@ -324,16 +324,3 @@ def test_the_interval_of_a_brier_gain_holds_nothing_about_as_often_as_it_says() 
         one, other = rng.random((2, 60))
         held.append(brier_gain(one, other, rng.random(60) < 0.5).verdict == "no significant difference")
     assert 0.92 < np.mean(held) < 0.98
-
-
-def test_thresholds_count_what_they_would_have_accepted() -> None:
-    from guard.scoring.metrics import at_thresholds
-
-    found = at_thresholds(np.array([0.04, 0.05, 0.15, 0.4, 0.9]), np.array([False, True, True, False, True]))
-    assert [(each.below, each.accepted, each.wrong, each.n) for each in found] == [
-        (0.05, 1, 0, 5),
-        (0.1, 2, 1, 5),
-        (0.2, 3, 2, 5),
-        (0.3, 3, 2, 5),
-        (0.5, 4, 2, 5),
-    ]
