@@ -21,8 +21,8 @@ class OutcomeExport:
         - ``ood_score`` and ``scores`` belong to the answer that the decision is about, as ``p_wrong`` does; ``scores``
           has every probability that was computed, by score, with what it reads;
         - ``spans`` has a dict for each span of that answer, before any is cut (``start``, ``end``, ``text``,
-          ``p_wrong``, ``claim``); None where the scorer gives none. In ``attempts``, ``spans_above`` has those above
-          the policy's limit;
+          ``p_wrong``, ``claim``), and ``p_any_wrong`` is the probability that any of them is wrong; None where the
+          scorer gives none. In ``attempts``, ``spans_above`` has those above the policy's limit;
         - each of ``attempts`` has its score (``p_wrong``, ``decides``: the name of the score that it is, ``scores``,
           ``ood_score``, ``unlike``, ``calibrated``, ``score_seconds``; None without a score), its decision (``action``,
           ``rule``, ``reason``), and its sampling (``temperature``, ``top_p``, ``top_k``, ``seed``) beside its own
@@ -37,6 +37,7 @@ class OutcomeExport:
             **{name: getattr(self, name) for name in names},
             "scores": readings(self.scores),
             "spans": span_list(self.spans),
+            "p_any_wrong": self.p_any_wrong,
             "would_be": _decision(self.would_be) if self.would_be else None,
             "escalated_to": list(self.escalated_to),
             "receipts": _plain(self.receipts),

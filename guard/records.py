@@ -41,8 +41,7 @@ class Prompt:
     """A prompt: either chat messages or a raw text, built by `Prompt.chat` or `Prompt.raw`.
 
     Attributes:
-        messages: chat messages, each a mapping with at least ``role`` and ``content``. Contents are texts; blocks of
-            text are joined into one.
+        messages: chat messages, each a mapping with at least ``role`` and a text as ``content`` (blocks are joined).
         text: a raw prompt, passed to the tokenizer unchanged.
         tools: JSON-schema tool definitions for chat templates that take them.
         template_options: further variables of the chat template, such as ``{"enable_thinking": False}``.
@@ -194,8 +193,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """Identity of a loaded model. A scorer file stores the part that it is bound to
-    (`guard.scoring.provenance.Binding`).
+    """Identity of a loaded model; a scorer file stores a part of it (`guard.scoring.provenance.Binding`).
 
     Attributes:
         name: for people; a scorer is not bound to it.
@@ -237,19 +235,16 @@ class Generation:
 
     Attributes:
         text: the answer without thoughts, stop strings and special tokens; empty after an unfinished thought.
-        token_ids: shape (T,).
-        logprobs: shape (T,), natural log of the chosen token's probability at temperature 1.
+        token_ids, logprobs: shape (T,); natural log of the chosen token's probability at temperature 1.
         entropies: shape (T,), nats, of the full next-token distribution at temperature 1.
         margins: shape (T,), log-probability of the most likely token minus that of the second.
         prompt_tokens: tokens of the prompt.
         finish_reason: ``stop`` (end token), ``stop_string``, or ``length`` (token limit or full context).
         sampling: sampling parameters, with the seed that was drawn.
-        queue_s: seconds spent waiting for the engine.
-        seconds: seconds from the start of processing to the last token.
+        queue_s, seconds: seconds spent waiting for the engine, and from the start of processing to the last token.
         capture_error: why the activations of this answer are missing, or None.
         reasoning: the model's thoughts before the answer, by its own marks; None without thoughts.
-        in_answer: shape (T,), whether a token belongs to the answer (including its end token) or to a thought, which
-            scores do not read.
+        in_answer: shape (T,), whether a token belongs to the answer (its end token too) or to a thought, not scored.
         redirected: tokens whose most likely choice the response format ruled out; None without a format.
         offsets: shape (T, 2), the characters of ``text`` that each token writes, from and to; None if unknown.
         top: for each token the likeliest ones there, as ids with log-probabilities; None where none were asked for.
@@ -463,22 +458,28 @@ class Outcome(OutcomeExport):
     receipts: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def _score(self) -> Score | None:
+        return self.attempts[-1].score if self.attempts else None
+
+    @property
     def ood_score(self) -> float | None:
         """Out-of-distribution score, from 0 to 1, of the answer that the decision is about; None if unknown."""
-        score = self.attempts[-1].score if self.attempts else None
-        return score.ood_score if score else None
+        return self._score.ood_score if self._score else None
 
     @property
     def scores(self) -> Mapping[ScoreName, ScoreReading]:
         """The computed probabilities of the answer that the decision is about, by score; empty without a score."""
-        score = self.attempts[-1].score if self.attempts else None
-        return score.scores if score else {}
+        return self._score.scores if self._score else {}
 
     @property
     def spans(self) -> tuple[Span, ...] | None:
         """Spans of the answer that the decision is about, before any is cut; None where the scorer gives none."""
-        score = self.attempts[-1].score if self.attempts else None
-        return score.spans if score else None
+        return self._score.spans if self._score else None
+
+    @property
+    def p_any_wrong(self) -> float | None:
+        """Probability that any of these spans is wrong, as if they were independent; see `guard.scores.Score`."""
+        return self._score.p_any_wrong if self._score else None
 
     @property
     def accepted(self) -> bool:

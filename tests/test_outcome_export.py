@@ -62,6 +62,7 @@ def test_an_outcome_as_a_dict() -> None:
         "ood_score": 0.97,
         "scores": PLAIN_SCORES,
         "spans": None,
+        "p_any_wrong": None,
         "finish_reason": "stop",
         "decision_id": "a1",
         "route": "money",

@@ -34,6 +34,7 @@ from guard.outcome_export import readings, span_list
 if TYPE_CHECKING:
     from guard.records import Outcome
     from guard.review.store import Store
+    from guard.scores import Score
 
 #: Without a policy for spans, those above this are shaded.
 MORE_LIKELY_WRONG = 0.5
@@ -122,10 +123,9 @@ def _print(outcome: Outcome, limit: float) -> None:
     out = console()
     _print_answer(outcome, limit)
     out.print()
-    line = f"p(wrong) {_percent(outcome.p_wrong)}  {trail(outcome)}  rule: {outcome.rule}"
-    out.print(shown(line, "dim"))
-    out.print(shown(outcome.reason, "dim"))
     score = outcome.attempts[-1].score if outcome.attempts else None
+    out.print(shown(f"p(wrong) {_percent(outcome.p_wrong, score)}  {trail(outcome)}  rule: {outcome.rule}", "dim"))
+    out.print(shown(outcome.reason, "dim"))
     if score and score.scores:
         out.print(shown(f"scores: {scores_line(readings(score.scores), score.decides)}", "dim"))
     if score and score.unlike:
@@ -168,5 +168,6 @@ def trail(outcome: Outcome) -> str:
     return ", ".join([*steps, last])
 
 
-def _percent(p_wrong: float | None) -> str:
-    return "unknown" if p_wrong is None else f"{p_wrong:.0%}"
+def _percent(p_wrong: float | None, score: Score | None) -> str:
+    figure = "unknown" if p_wrong is None else f"{p_wrong:.0%}"
+    return f"{figure} (uncalibrated)" if score and not score.calibrated else figure

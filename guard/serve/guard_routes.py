@@ -186,6 +186,7 @@ def _score_body(target: ModelRoute, decision: Decision, scored: Score) -> dict[s
         "decides": scored.decides,
         "scores": readings(scored.scores),
         "spans": span_list(scored.spans),
+        "p_any_wrong": scored.p_any_wrong,
         "ood_score": scored.ood_score,
         "calibrated": scored.calibrated,
         "decision": {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason},

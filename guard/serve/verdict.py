@@ -23,6 +23,7 @@ def verdict(outcome: Outcome, asked: Asked) -> dict[str, Any]:
         "p_wrong": outcome.p_wrong,
         "scores": readings(outcome.scores),
         "spans": span_list(released_spans(outcome)),
+        "p_any_wrong": outcome.p_any_wrong,
         "ood_score": outcome.ood_score,
         "unlike": score.unlike if score else None,
         "calibrated": score.calibrated if score else False,

@@ -153,6 +153,19 @@ def test_ask_gives_programs_every_attempt(run: RunGuard, loads: Any, scorer: Pat
     assert outcome["p_wrong"] == pytest.approx(0.2, abs=1e-5)
 
 
+def test_ask_says_beside_the_figure_that_it_is_not_calibrated(
+    run: RunGuard, loads: Any, scorer: Path, tmp_path: Path
+) -> None:
+    loads(lambda prompt, number: (("Rome", 0.6), ("Paris", 0.2))[number])
+    asked = ("ask", "Capital?", "--model", MODEL, "--scorer", scorer, "--policy")
+    retried = run(*asked, policy(tmp_path, HALF))
+    assert "p(wrong) 20% (uncalibrated) retry, accept rule:" in retried.words
+    assert "uncalibrated: this answer was sampled" in retried.words
+    loads(lambda prompt, number: ("Paris", 0.2))
+    greedy = run(*asked, policy(tmp_path, HALF))
+    assert "p(wrong) 20% accept rule:" in greedy.words
+
+
 def test_ask_says_that_there_is_no_answer_what_failed_and_that_scores_are_forced(
     run: RunGuard, loads: Any, tmp_path: Path
 ) -> None:

@@ -50,10 +50,14 @@ def test_every_outcome_has_the_spans_that_the_scorer_gives() -> None:
 
 
 def test_the_outcome_as_plain_data_has_them_too() -> None:
-    data = json.loads(ask(policy("mark")).to_json())
+    found = ask(policy("mark"))
+    data = json.loads(found.to_json())
     assert data["spans"][1]["claim"] == ["Capital", "Bergen"]
     assert data["attempts"][0]["spans_above"] == [data["spans"][1]]
-    assert data["attempts"][0]["p_any_wrong"] >= data["spans"][1]["p_wrong"]
+    assert data["p_any_wrong"] == data["attempts"][0]["p_any_wrong"] == found.p_any_wrong
+    assert found.p_any_wrong is not None
+    assert found.p_any_wrong > data["spans"][1]["p_wrong"]
+    assert ask(parse_policy(RULES), scorer=confidence_scorer()).p_any_wrong is None
 
 
 def test_a_marked_answer_is_given_whole() -> None:

@@ -39,6 +39,7 @@ def test_the_verdict_has_the_spans_of_an_accepted_answer(served: Served) -> None
     assert answer["choices"][0]["message"]["content"] == TEXT
     spans = answer["guard"]["spans"]
     assert [(span["text"], span["p_wrong"] > 0.6) for span in spans][1] == ("Capital: Bergen", True)
+    assert answer["guard"]["p_any_wrong"] > spans[1]["p_wrong"]
 
 
 def test_a_cut_answer_has_the_spans_that_are_left(served: Served) -> None:
@@ -69,6 +70,7 @@ def test_a_given_answers_score_has_its_spans(served: Served) -> None:
     with served.client() as client:
         found = client.post("/v1/score", json={"model": "tiny", "question": "Facts?", "answer": TEXT}).json()
     assert len(found["spans"]) == 3
+    assert found["p_any_wrong"] > max(span["p_wrong"] for span in found["spans"])
 
 
 def test_litellms_guardrail_blocks_what_would_be_cut(served: Served) -> None:
