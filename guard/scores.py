@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -87,7 +87,7 @@ class Score:
 
         Spans of one answer tend to be wrong together, so this is high for long answers: use it to rank them.
         """
-        return None if self.spans is None else 1.0 - math.prod(1.0 - span.p_wrong for span in self.spans)
+        return None if self.spans is None else any_wrong(span.p_wrong for span in self.spans)
 
     @property
     def without_spans(self) -> Score:
@@ -108,3 +108,13 @@ class Score:
         if name not in self.scores:
             raise ScorerError(f"The answer has no score '{name}'", why=f"computed: {', '.join(self.scores) or 'none'}")
         return replace(self, p_wrong=self.scores[name].p_wrong, decides=name)
+
+
+def any_wrong(probabilities: Iterable[float]) -> float:
+    """Return the probability that any of some parts is wrong, as if they were independent (noisy-or).
+
+    Examples:
+        >>> any_wrong([0.5, 0.2])
+        0.6
+    """
+    return 1.0 - math.prod(1.0 - each for each in probabilities)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from guard.cli.terminal import one_line, scores_line, shown, span_line
-from guard.review.span_marks import describe_marks, span_places
+from guard.review.span_marks import any_span_wrong, describe_marks, span_places
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -91,6 +91,8 @@ def _judgement(review: Review) -> list[tuple[str, str | None]]:
         ("p(wrong)", _probability(review.p_wrong)),
         ("scores", _scores(review)),
         ("spans", _spans(review)),
+        ("any wrong", _any_wrong(review)),
+        ("unlike", review.attempts[-1].get("unlike") if review.attempts else None),
         ("rule", f"{review.rule}: {review.reason}"),
     ]
 
@@ -226,6 +228,12 @@ def _scores(review: Review) -> str | None:
         f"{scores_line({name: each}, last.get('decides'))}: {', '.join(each['reads'])}" for name, each in scores.items()
     ]
     return "\n".join(lines) or None
+
+
+def _any_wrong(review: Review) -> str | None:
+    """Return the probability that any span of the answer is wrong."""
+    found = any_span_wrong(review.attempts[-1]) if review.attempts else None
+    return None if found is None else f"{found:.3f}, as if spans were independent"
 
 
 def _spans(review: Review) -> str | None:

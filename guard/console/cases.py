@@ -21,7 +21,7 @@ from guard.console.toasts import Toast, find_toast
 from guard.errors import ReviewError
 from guard.review.records import Review, ReviewStatus
 from guard.review.similar import find_similar
-from guard.review.span_marks import describe_marks
+from guard.review.span_marks import any_span_wrong, describe_marks
 from guard.review.verdicts import Opinion
 
 router = APIRouter()
@@ -128,6 +128,7 @@ def case_page(
         turns=list_turns(review),
         why=None if blind else reasons(review),
         attempts=() if blind else review.attempts,
+        describe_ending=describe_ending,
         shading=_shading(review, first[0]),
         marking=claimed.mine,
         marks=_marks(review, typed or {}),
@@ -211,6 +212,8 @@ class Reasons:
         decides: name of the score that decided.
         reading: one sentence if the scores differ widely, or empty.
         ood: the out-of-distribution score; None if unknown.
+        unlike: why the answer is of another length or form than those that the score was fitted on, or None.
+        any_wrong: probability that any sentence is wrong; None without several sentences.
         error: why there is no score, or empty.
     """
 
@@ -219,6 +222,8 @@ class Reasons:
     decides: str | None
     reading: str
     ood: float | None
+    unlike: str | None
+    any_wrong: float | None
     error: str
 
 
@@ -235,6 +240,8 @@ def reasons(review: Review) -> Reasons:
         last.get("decides"),
         _reading(dict(parts)),
         None if ood is None else float(ood),
+        str(last["unlike"]) if last.get("unlike") else None,
+        any_span_wrong(last),
         errors[-1] if errors and review.p_wrong is None else "",
     )
 
@@ -247,6 +254,25 @@ def _reading(parts: Mapping[str, float]) -> str:
     if layers > words:
         return "The words look certain, the layers do not: check for a confident mistake."
     return "The words look uncertain, the layers do not: the wording may be unusual although the content is right."
+
+
+#: How an answer ended, in words, by its finish reason.
+_ENDINGS = {
+    "stop": "by itself",
+    "stop_string": "at a stop string",
+    "length": "cut at its token limit",
+    "early": "stopped by the policy",
+}
+
+
+def describe_ending(attempt: Mapping[str, Any]) -> str:
+    """Return how the answer of an attempt ended, in words; a dash if unknown.
+
+    Examples:
+        >>> describe_ending({"finish_reason": "length"})
+        'cut at its token limit'
+    """
+    return _ENDINGS.get(str(attempt.get("finish_reason")), "-")
 
 
 @dataclass(frozen=True, slots=True)

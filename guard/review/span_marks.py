@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from guard.errors import ReviewError
+from guard.scores import any_wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,17 @@ def span_places(attempts: Sequence[Mapping[str, Any]]) -> tuple[tuple[int, int],
     """
     kept = attempts[-1].get("spans") if attempts else None
     return tuple(sorted({(int(each["start"]), int(each["end"])) for each in kept or ()}))
+
+
+def any_span_wrong(attempt: Mapping[str, Any]) -> float | None:
+    """Return the probability that any span of a stored attempt is wrong; None if it has fewer than two.
+
+    Examples:
+        >>> any_span_wrong({"spans": [{"p_wrong": 0.5}, {"p_wrong": 0.2}]})
+        0.6
+    """
+    found = [float(each["p_wrong"]) for each in attempt.get("spans") or () if each.get("p_wrong") is not None]
+    return any_wrong(found) if len(found) > 1 else None
 
 
 def numbered_marks(

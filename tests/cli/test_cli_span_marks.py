@@ -13,7 +13,7 @@ pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
 pytest.importorskip("sentencex")
 
-from made_cases import PLACES, SPANNED, make_spanned
+from made_cases import PLACES, SPANNED, UNLIKE, make_long, make_spanned
 from moved_clock import MovedClock
 from scripted import confidence_scorer, with_spans
 from span_rows import answer_lines, country_engine
@@ -91,6 +91,17 @@ def test_blind_reviewers_see_the_numbers_and_nothing_else(shell: Callable[..., s
     assert listed(shown) == ["1 Norway:", "2 Capital: Bergen", "3 Founded: 1040"]
     assert "marked" not in shown
     assert "0.90" not in shown
+
+
+def test_a_case_says_why_its_answer_is_unlike_others_and_whether_anything_is_wrong_in_it(
+    shell: Callable[..., str], store: Store
+) -> None:
+    open_case, blind = store.add(make_long(1)), store.add(make_long(2, terms=ReviewTerms(reviews=2)))
+    shown, hidden = (" ".join(shell("show", each.id).split()) for each in (open_case, blind))
+    for said in (f"unlike {UNLIKE}", "any wrong 0.937, as if spans were independent"):
+        assert said in shown
+        assert said not in hidden
+    assert "any wrong" not in hidden
 
 
 def test_an_edit_and_an_approval_take_marks(shell: Callable[..., str], store: Store, case: Review) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from console_pages import MadeConsole
-from made_cases import PLACES, SPANNED, make_escalation, make_spanned
+from made_cases import PLACES, SPANNED, UNLIKE, make_escalation, make_long, make_spanned
 from moved_clock import MovedClock
 
 from guard.console.layers import build_panel
@@ -224,6 +224,34 @@ def test_a_count_that_took_long_is_shown_for_some_seconds() -> None:
     assert remembered.get("a", lambda: made(3, 0.5), dear_s=0.01) == 2
     now[0] += 10
     assert remembered.get("a", lambda: made(4, 0.5), dear_s=0.01) == 4
+
+
+# -- the form of an answer, and all of its sentences ------------------------------------------
+
+
+def of_the_form(page: str) -> list[bool]:
+    """Whether a page shows why an answer is unlike others, how attempts ended, and whether anything is wrong in it."""
+    words = " ".join(html.unescape(page).split())
+    shown = (UNLIKE, "Unlike the answers of the calibration", "cut at its token limit", "by itself", "Ended")
+    return [each in words for each in (*shown, "Is anything wrong in it?", '<span class="v">0.94</span>')]
+
+
+def test_a_case_says_how_attempts_ended_why_the_answer_is_unlike_others_and_whether_anything_is_wrong(
+    console: MadeConsole,
+) -> None:
+    review = console.store.add(make_long(1))
+    page = console.signed_in("mira").get(f"/case/{review.id}").text
+    assert of_the_form(page) == [True] * 7
+    assert "More unusual than" not in page
+    usual = console.signed_in("mira").get(f"/case/{console.store.add(with_map(2, route='other')).id}").text
+    assert of_the_form(usual) == [False, False, False, False, True, False, False]
+
+
+def test_a_blind_reviewer_sees_neither_the_form_nor_what_all_sentences_say(console: MadeConsole) -> None:
+    review = console.store.add(make_long(1, terms=ReviewTerms(reviews=2)))
+    assert of_the_form(console.signed_in("mira").get(f"/case/{review.id}").text) == [False] * 7
+    console.store.reject(review.id, reviewer="mira")
+    assert of_the_form(console.signed_in("jonas").get(f"/case/{review.id}").text) == [False] * 7
 
 
 # -- blind verdicts ----------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import browser as chromium
 import numpy as np
 import pytest
 from console_pages import PASSWORD, MadeConsole
-from made_cases import PLACES, make_escalation, make_spanned
+from made_cases import PLACES, make_escalation, make_long, make_spanned
 from PIL import Image
 
 from guard.audit import log as audit_log
@@ -279,6 +279,22 @@ def test_marked_sentences_have_no_fault_that_axe_finds(
         found[name] = faults(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"], name
     assert {name: each for name, each in found.items() if each} == {}
+
+
+@pytest.mark.parametrize(("viewport", "colours"), [(WIDE, "light"), (PHONE, "dark")], ids=["wide", "phone"])
+def test_a_long_answer_after_a_cut_one_fits_the_screen(
+    desk: ServedConsole, viewport: dict[str, int], colours: str
+) -> None:
+    case = desk.console.store.add(make_long())
+    page = desk.page("mira", viewport=viewport, color_scheme=colours, bypass_csp=True)
+    settled(desk.open(page, f"/case/{case.id}"))
+    page.get_by_text("Attempts: 2").click()
+    ended = page.get_by_role("region", name="Attempts").locator("tbody td:nth-child(4)")
+    assert ended.all_inner_texts() == ["cut at its token limit", "by itself"]
+    assert page.get_by_text("it has 40 tokens").is_visible()
+    assert page.get_by_text("at least one sentence is wrong").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    assert faults(page) == []
 
 
 def test_a_key_held_down_decides_one_case(desk: ServedConsole, cases: list[Review]) -> None:

@@ -75,3 +75,17 @@ def make_spanned(number: int = 0, **changes: Any) -> Escalation:
         generation=replace(kept, offsets=offsets),
     )
     return replace(case, **{"attempts": (attempt,), **changes})
+
+
+#: What a score says of an answer beyond its bound.
+UNLIKE = "it has 40 tokens, those of the calibration at most 32"
+
+
+def make_long(number: int = 0, **changes: Any) -> Escalation:
+    """A case of two attempts: one that was cut, and one with spans that is longer than those of the calibration."""
+    case = make_spanned(number)
+    (last,) = case.attempts
+    assert last.score is not None
+    whole = replace(last, finish_reason="stop", score=replace(last.score, ood_score=1.0, unlike=UNLIKE))
+    cut = replace(last, answer="Norway:\n- Cap", finish_reason="length", score=replace(last.score, spans=None))
+    return replace(case, **{"attempts": (cut, whole), **changes})
