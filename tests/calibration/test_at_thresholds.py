@@ -7,7 +7,9 @@ import pytest
 
 pytest.importorskip("sklearn")
 pytest.importorskip("lightgbm")
-scipy_stats = pytest.importorskip("scipy.stats")
+pytest.importorskip("scipy")
+
+from scipy.stats import binomtest
 
 from guard.calibration.at_thresholds import AtThreshold, at_thresholds
 
@@ -27,7 +29,7 @@ def test_thresholds_count_what_they_would_have_accepted() -> None:
 def test_both_shares_have_scipys_exact_interval(accepted: int, wrong: int) -> None:
     found = AtThreshold(0.2, accepted, wrong, 50)
     for interval, successes, trials in ((found.coverage, accepted, 50), (found.error_rate, wrong, accepted)):
-        exact = scipy_stats.binomtest(successes, trials).proportion_ci(0.95, "exact")
+        exact = binomtest(successes, trials).proportion_ci(0.95, "exact")
         assert interval == pytest.approx((successes / trials, exact.low, exact.high), abs=1e-9)
 
 
@@ -40,7 +42,8 @@ def test_nothing_accepted_has_no_share_of_wrong_answers() -> None:
 def test_graded_labels_widen_the_interval_to_whole_answers() -> None:
     graded = AtThreshold(0.2, 20, 3.25, 50).error_rate
     lower, upper = AtThreshold(0.2, 20, 3, 50).error_rate, AtThreshold(0.2, 20, 4, 50).error_rate
-    assert graded and lower and upper
+    assert lower is not None
+    assert upper is not None
     assert graded == (3.25 / 20, lower[1], upper[2])
 
 
