@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,14 @@ import typer
 
 from guard.cli.output import CertificateOption, JsonOption, console, print_json
 from guard.cli.terminal import one_line, say, shown
-from guard.errors import InputError, PolicyError, did_you_mean
+from guard.errors import InputError, PolicyError, ScorerError, did_you_mean
 from guard.files.output_file import has_blank_name
 
 if TYPE_CHECKING:
     from guard.policy.explanation import ExplainedRule
     from guard.policy.policy import Policy
     from guard.records import Decision
+    from guard.scoring.scorer import Scorer
 
 app = typer.Typer(
     help="Check, explain and start policies.",
@@ -34,14 +36,19 @@ def check(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Policy files, or names of built-in policies.")],
     *,
     certificate: CertificateOption = None,
+    scorer: Annotated[
+        str | None, typer.Option("--scorer", "-s", help="Scorer to check the policies with: a file, or a shelf name.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check policies; print one line per mistake, with file, line and column. Exit code 2 if there are any.
 
-    For a policy that guarantees an error rate, the command also checks its certificate against its rules. Model and
-    scorer are checked when they are loaded.
+    The command also says what a policy needs: a certificate, handlers, fallbacks, parts of the scorer. A certificate is
+    checked against the rules. With --scorer, exit code 3 where that scorer lacks a part that a policy needs. Whether
+    model, scorer and certificate belong together is checked when they are loaded.
     """
-    reports = [_check(file, certificate) for file in files]
+    known = None if scorer is None else (scorer, _load_scorer(scorer))
+    reports = [_check(file, certificate, known) for file in files]
     if as_json:
         print_json(reports)
     else:
@@ -50,6 +57,8 @@ def check(
                 say(one_line(line))
     if not all(report["valid"] for report in reports):
         raise typer.Exit(PolicyError.exit_code)
+    if any(report["scorer"] and report["scorer"]["lacks"] for report in reports):
+        raise typer.Exit(ScorerError.exit_code)
 
 
 @app.command()
@@ -212,7 +221,7 @@ def _guarantees(policy: Policy, certificate: str | None) -> list[dict[str, Any]]
     ]
 
 
-def _check(file: str, certificate: str | None) -> dict[str, Any]:
+def _check(file: str, certificate: str | None, scorer: tuple[str, Scorer] | None) -> dict[str, Any]:
     """Return the problems of one policy as a JSON object."""
     from guard.policy.policy import InvalidPolicyError, load_policy
 
@@ -228,15 +237,36 @@ def _check(file: str, certificate: str | None) -> dict[str, Any]:
     else:
         report.update(valid=True, name=policy.name, rules=len(policy.plan().rules), routes=policy.routes)
         report["needs"] = _needs(policy)
+        report["scorer"] = scorer and _scorer_report(policy, *scorer)
     return report
 
 
+def _load_scorer(named: str) -> Scorer:
+    from guard.scoring.scorer import load_scorer
+
+    return load_scorer(named)
+
+
+def _scorer_report(policy: Policy, named: str, scorer: Scorer) -> dict[str, Any]:
+    """Return what a scorer lacks of the parts that a policy needs, as building a guard with both would say it."""
+    from guard.runtime.sources import lacking
+
+    return {"file": named, "lacks": [str(error) for error in lacking(scorer, policy, whose=named)]}
+
+
 def _needs(policy: Policy) -> dict[str, list[str]]:
-    """Return the handlers and fallbacks that the policy names and does not declare."""
+    """Return the handlers and fallbacks that the policy names and does not declare, and the parts of the scorer."""
+    parts = {
+        f"score: {policy.score}": policy.score != "guard",
+        "out_of_distribution": policy.needs_ood_score,
+        "spans": policy.needs_spans,
+        "early": policy.needs_early,
+    }
     return {
         "handlers": [name for name in policy.handler_names() if name not in ("log", "review", "interrupt")],
         "fallbacks": [name for name in policy.fallback_names() if name not in policy.fallbacks],
         "agent": [name for name in policy.handler_names() if name == "interrupt"],
+        "scorer": [part for part, needed in parts.items() if needed],
     }
 
 
@@ -246,21 +276,53 @@ def _need_lines(needs: dict[str, list[str]]) -> list[str]:
         "fallbacks": "needs fallbacks={{'{0}': ...}}, or {0} declared under fallbacks",
         "agent": "'{0}' pauses an agent, so only GuardMiddleware can carry it out",
     }
-    return [how[kind].format(name) for kind, names in needs.items() for name in names]
+    lines = [how[kind].format(name) for kind, names in needs.items() if kind != "scorer" for name in names]
+    return [*lines, *(f"needs a scorer with {_part_words(part)}" for part in needs["scorer"])]
+
+
+def _part_words(part: str) -> str:
+    """Return a part of a scorer in words, and how a scorer gets it, for a policy's key."""
+    words = {
+        "out_of_distribution": "an out-of-distribution detector",
+        "spans": "a model of spans: guard calibrate --spans",
+        "early": "early stages: guard calibrate --early",
+    }
+    return words.get(part) or f"the score '{part.removeprefix('score: ')}'"
+
+
+def _scorer_lines(scorer: dict[str, Any] | None) -> list[str]:
+    if scorer is None:
+        return []
+    return scorer["lacks"] or [f"the scorer '{scorer['file']}' has every part that the policy needs"]
 
 
 def _lines(report: dict[str, Any]) -> list[str]:
     if not report["valid"]:
         return [problem["text"] for problem in report["problems"]]
     routes = f", routes {', '.join(report['routes'])}" if report["routes"] else ""
-    fine = f"{report['file']}: fine ({report['name']}, {report['rules']} rules{routes})"
+    first = f"no mistakes ({report['name']}, {report['rules']} rules{routes})"
     more = [*map(_guarantee_line, report["guarantees"]), *_need_lines(report["needs"])]
-    more += [f"note: {note}" for note in report["notes"]]
-    return [fine, *(f"{report['file']}: {line}" for line in more)]
+    more += [*_scorer_lines(report["scorer"]), *(f"note: {note}" for note in report["notes"])]
+    return [f"{report['file']}: {line}" for line in (first, *more)]
 
 
 def _notes(policy: Policy) -> list[str]:
-    """Return warnings about retries that can only give the same answer again."""
+    """Return warnings about what is allowed and easily a mistake."""
+    return [*_repeating_retries(policy), *_foreign_thresholds(policy)]
+
+
+def _foreign_thresholds(policy: Policy) -> list[str]:
+    """Warn of thresholds that may have been written for guard's own score."""
+    sections = [plan.rules for plan in policy.plans.values()] + [plan.rules or () for plan in policy.tools.values()]
+    written = any(rule.below < math.inf and not rule.guarantee for rules in sections for rule in rules)
+    if policy.score == "guard" or not written:
+        return []
+    note = f"the rules compare the score '{policy.score}'"
+    return [f"{note}: thresholds that were chosen for another score do not hold for it"]
+
+
+def _repeating_retries(policy: Policy) -> list[str]:
+    """Warn of retries that can only give the same answer again."""
     from guard.policy.document import Retry
 
     return [

@@ -15,7 +15,7 @@ from guard.errors import GuardError, InputError
 
 if TYPE_CHECKING:
     from guard.scoring.scorer import Scorer
-    from guard.scoring.scorer_file import BackOff, EarlyModel, SpanModel
+    from guard.scoring.scorer_file import Artefact, BackOff, EarlyModel, SpanModel
 
 #: Figures of a model of spans that are shown, by their name in the file.
 _SPAN_FIGURES = {"auroc": "AUROC", "auroc_within": "within answers", "top_1": "top-1", "brier": "Brier"}
@@ -163,6 +163,8 @@ def _facts(scorer: Scorer) -> dict[str, Any]:
         "scores": list(artefact.scores),
         "metrics": artefact.metrics,
         "answers": sum(artefact.split_sizes.values()),
+        "ood_detector": artefact.ood_detector is not None,
+        "answer_bounds": artefact.answer_bounds and artefact.answer_bounds.model_dump(),
         "back_off": artefact.back_off and artefact.back_off.model_dump(),
         "spans": span_facts(artefact.spans) if artefact.spans else None,
         "early": early_facts(artefact.early) if artefact.early else None,
@@ -218,21 +220,43 @@ def _card(scorer: Scorer) -> dict[str, Any] | None:
 
 
 def _print_list(rows: list[dict[str, Any]]) -> None:
-    from rich import box
-    from rich.table import Table
+    from rich.padding import Padding
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("name", no_wrap=True)  # people type it
-    for column in ("model", "answers", "AUROC", "Brier"):
-        table.add_column(column, overflow="fold")
+    out = console()
     for row in rows:
-        if row["error"]:
-            table.add_row(shown(row["name"]), shown(row["error"], "red"))
-            continue
-        model = f"{row['architecture']}, {row['quantization']}, {row['engine']}"
-        figures = [_written(row["metrics"], "guard", name) for name in ("AUROC", "Brier")]
-        table.add_row(*map(shown, (row["name"], model, row["answers"], *figures)))
-    console().print(table)
+        out.print(shown(row["name"], "bold"), no_wrap=True)  # people type it
+        lines = [shown(row["error"], "red")] if row["error"] else map(shown, _row_lines(row))
+        for line in lines:
+            out.print(Padding(line, (0, 0, 0, 2)))
+
+
+def _row_lines(row: dict[str, Any]) -> list[str]:
+    figures = ", ".join(f"{name} {_written(row['metrics'], 'guard', name)}" for name in ("AUROC", "Brier"))
+    model = f"{row['architecture']}, {row['quantization']}, {row['engine']}"
+    return [f"{model}; {row['answers']} answers, {figures}", parts_line(row)]
+
+
+def parts_line(facts: dict[str, Any]) -> str:
+    """Return in one line which of the parts that policies and scores can use a scorer has, and which it lacks."""
+    parts = {
+        "out-of-distribution detector": facts["ood_detector"],
+        "bounds of answers": facts["answer_bounds"],
+        "back-off": facts["back_off"],
+        "spans": facts["spans"],
+        "early stages": facts["early"],
+    }
+    has, lacks = ([name for name, part in parts.items() if bool(part) is kind] for kind in (True, False))
+    return f"parts: {', '.join(has) or 'none'}" + (f"; without {', '.join(lacks)}" if lacks else "")
+
+
+def _bounds_line(artefact: Artefact) -> str:
+    """Return which answers count as longer than those of the calibration."""
+    bounds = artefact.answer_bounds
+    if bounds is None:
+        most = f"more than {artefact.prompting.max_tokens} tokens, the limit of the calibration"
+        return f"unlike those of the calibration: answers of {most}; lines are not compared"
+    lines = f"{bounds.lines} line{'s' if bounds.lines > 1 else ''}"
+    return f"unlike those of the calibration: answers of more than {bounds.tokens} tokens or {lines}"
 
 
 def _written(metrics: dict[str, Any], score: str, name: str) -> str:
@@ -256,6 +280,8 @@ def _print_card(name: str, scorer: Scorer) -> None:
     for score in facts["scores"]:
         figures = [f"{key} {_written(facts['metrics'], score, key)}" for key in ("AUROC", "Brier", "ECE", "n")]
         out.print(shown(f"{score}, on held-out questions of the same sets: {', '.join(figures)}"))
+    out.print(shown(parts_line(facts)))
+    out.print(shown(_bounds_line(scorer.artefact)))
     if back_off := scorer.artefact.back_off:
         out.print(shown(back_off_line(back_off)))
     if spans := scorer.artefact.spans:

@@ -6,14 +6,14 @@ Guards, chat models and chains load and check their sources here.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
-from guard.errors import CaptureError, InputError, ScorerError, did_you_mean, missing_extra
+from guard.errors import CaptureError, GuardError, InputError, ScorerError, did_you_mean, missing_extra
 from guard.policy.policy import Policy
 from guard.records import CapturePoint, Generation, Prompt, Sampling
 from guard.runtime.call_state import OWN_ENGINE
@@ -153,30 +153,49 @@ def check_gives(scorer: Scorer, policy: Policy, *, whose: str) -> None:
         ScorerError: it lacks the policy's score, or the ood_score, spans or early stages that the policy needs.
         MissingExtraError: the policy needs spans, and the extra ``spans`` is not installed.
     """
+    for error in lacking(scorer, policy, whose=whose):
+        raise error
+
+
+def lacking(scorer: Scorer, policy: Policy, *, whose: str) -> Iterator[GuardError]:
+    """Yield an error for each part that a policy needs and a scorer, or this installation, lacks; see `check_gives`.
+
+    Args:
+        scorer: scorer of the answers.
+        policy: decides.
+        whose: name of the scorer's source, for messages.
+
+    Examples:
+        >>> from guard.policy import parse_policy
+        >>> from guard.scoring import load_scorer, shipped_scorer
+        >>> early = parse_policy("version: 1\nname: p\nrules: [abstain]\nearly: {above: 0.9, then: abstain}\n")
+        >>> [error.what for error in lacking(load_scorer(shipped_scorer()), early, whose="smollm2")]
+        ["The policy 'p' stops answers early, and the scorer of 'smollm2' has no stages for it"]
+    """
     given = scorer.gives
     if scorer.resolved(policy.score) not in given:
-        raise ScorerError(
+        yield ScorerError(
             f"The policy '{policy.name}' decides on the score '{policy.score}', which the scorer of '{whose}' does "
             "not give",
             why=f"it gives {', '.join(given)}; the others carried no signal when it was fitted",
             fix="Write score: guard in the policy, or run guard calibrate on more questions",
         )
     if policy.needs_ood_score and not scorer.gives_ood_score:
-        raise ScorerError(
+        yield ScorerError(
             f"The policy '{policy.name}' needs ood_score, which the scorer of '{whose}' does not give",
             why="it was fitted on too few answers, or built without that part",
             fix="Run guard calibrate on more questions, or remove 'out_of_distribution' from the policy",
         )
     if policy.needs_spans:
-        _check_gives_spans(scorer, policy, whose)
+        yield from _lacking_spans(scorer, policy, whose)
     if policy.needs_early:
-        _check_gives_early(scorer, policy, whose)
+        yield from _lacking_early(scorer, policy, whose)
 
 
-def _check_gives_early(scorer: Scorer, policy: Policy, whose: str) -> None:
+def _lacking_early(scorer: Scorer, policy: Policy, whose: str) -> Iterator[GuardError]:
     early = scorer.artefact.early
     if early is None or not any(scorer.resolved(policy.score) in stage.calibrations for stage in early.stages):
-        raise ScorerError(
+        yield ScorerError(
             f"The policy '{policy.name}' stops answers early, and the scorer of '{whose}' has no stages for it",
             why="a score of an answer so far is no probability of how the answer ends until it is calibrated as one",
             fix="Run guard calibrate --early with that scorer, or remove 'early' from the policy",
@@ -197,15 +216,15 @@ def check_can_stop(engine: Engine, policy: Policy, *, whose: str) -> None:
         )
 
 
-def _check_gives_spans(scorer: Scorer, policy: Policy, whose: str) -> None:
+def _lacking_spans(scorer: Scorer, policy: Policy, whose: str) -> Iterator[GuardError]:
     if scorer.artefact.spans is None:
-        raise ScorerError(
+        yield ScorerError(
             f"The policy '{policy.name}' decides on spans, which the scorer of '{whose}' does not give",
             why="it was fitted without labelled spans",
             fix="Run guard calibrate with --spans, or remove 'spans' from the policy",
         )
     if not can_find_spans():
-        raise missing_extra("sentencex", "spans")
+        yield missing_extra("sentencex", "spans")
 
 
 def loading_options(scorer: Scorer | None, given: Mapping[str, Any] | None = None) -> dict[str, Any]:

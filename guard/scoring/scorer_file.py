@@ -317,9 +317,9 @@ class Artefact(Part):
         return {name: value for name, value in dump(self).items() if value is not None or name not in optional}
 
     def why_unlike(self, text: str, tokens: int) -> str | None:
-        """Return why an answer is longer, or of another form, than those of the calibration; None if it is not.
+        """Return why an answer has more tokens or more lines than those of the calibration; None if it has not.
 
-        A file without bounds still says how many tokens an answer could have.
+        A file without bounds still says how many tokens an answer could have; it bounds no lines.
         """
         if self.answer_bounds is not None:
             return self.answer_bounds.why_unlike(text, tokens)

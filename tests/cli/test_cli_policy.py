@@ -51,8 +51,8 @@ def bad(tmp_path: Path) -> Path:
 
 def test_check_of_good_policies() -> None:
     assert printed("check", "strict", builtin_policies()["balanced"]).splitlines() == [
-        "strict: fine (strict, 2 rules)",
-        f"{builtin_policies()['balanced']}: fine (balanced, 5 rules, routes medical)",
+        "strict: no mistakes (strict, 2 rules)",
+        f"{builtin_policies()['balanced']}: no mistakes (balanced, 5 rules, routes medical)",
     ]
 
 
@@ -64,7 +64,7 @@ def test_check_prints_each_problem_on_a_line_and_continues(bad: Path) -> None:
         f"{bad}:5:5: unknown action 'abstian'. Did you mean 'abstain'?",
         "nope: There is no policy 'nope': no built-in policy and no file has that name. "
         "Known: balanced, certified, ilis, permissive, shadow, strict.",
-        "strict: fine (strict, 2 rules)",
+        "strict: no mistakes (strict, 2 rules)",
     ]
 
 
@@ -79,7 +79,7 @@ def test_check_as_json(bad: Path) -> None:
     assert fine == {
         "file": "strict", "valid": True, "problems": [], "guarantees": [], "notes": [], "name": "strict", "rules": 2,
             "routes": [],
-            "needs": {"handlers": [], "fallbacks": [], "agent": []},
+            "needs": {"handlers": [], "fallbacks": [], "agent": [], "scorer": []}, "scorer": None,
     }  # fmt: skip
 
 
@@ -246,7 +246,7 @@ def test_the_documented_output_is_what_is_printed(tmp_path: Path, monkeypatch: p
     (mistakes,) = (block for _, block in BLOCKS if block.startswith("# mistakes.yaml"))
     Path("mistakes.yaml").write_text(mistakes)
     shown = [block for kind, block in BLOCKS if kind == "console"]
-    assert len(shown) == 3
+    assert len(shown) == 4
     for block in shown:
         commands = re.findall(r"^\$ guard policy (.*)\n((?:[^$].*\n)*)", block, re.MULTILINE)
         assert commands

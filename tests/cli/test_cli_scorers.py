@@ -6,12 +6,13 @@ import json
 from pathlib import Path
 
 import pytest
-from scripted import confidence_scorer, scripted_model
+from scripted import confidence_scorer, scripted_model, with_early, with_spans
 from typer.testing import CliRunner
 
 from guard.cli import app
 from guard.errors import GuardError, InputError, ScorerError
 from guard.runtime.guard import Guard
+from guard.scoring.answer_bounds import AnswerBounds
 from guard.scoring.provenance import Card, DataSet
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.scorer_file import BackOff
@@ -192,10 +193,53 @@ def test_a_strangers_card_cannot_steer_the_terminal(fitted: Path, tmp_path: Path
 def test_a_back_off_is_said(tmp_path: Path) -> None:
     """Whoever reads a card must know that the ood_score moves guard's own score."""
     shipped = load_scorer(shipped_scorer()).artefact
-    assert "back-off" not in run("check", shipped_scorer())
+    assert "back-off: where" not in run("check", shipped_scorer())
     assert json.loads(run("check", shipped_scorer(), "--json"))["back_off"] is None
     path = tmp_path / "far.json"
     Scorer(shipped.model_copy(update={"back_off": BackOff(start=0.25, most=0.5)})).save(path)
     said = " ".join(run("check", path).split())
     assert "reads the log-probabilities more, with a share of up to 0.5 from an ood_score of 0.25 on" in said
     assert json.loads(run("check", path, "--json"))["back_off"] == {"start": 0.25, "most": 0.5}
+
+
+def test_list_and_check_say_which_parts_a_scorer_has(shelf: Path) -> None:
+    """A policy with spans or early decisions needs them, and nobody should have to try."""
+    shelf.mkdir()
+    bounds = AnswerBounds(tokens=20, lines=1)
+    whole = with_early(with_spans(Scorer(confidence_scorer().artefact.model_copy(update={"answer_bounds": bounds}))))
+    whole.save(shelf / "whole.json")
+    said = "parts: bounds of answers, spans, early stages; without out-of-distribution detector, back-off"
+    for command in (("check", "whole"), ("list",)):
+        assert said in " ".join(run(*command).split())
+    for facts in (json.loads(run("check", "whole", "--json")), json.loads(run("list", "--json"))[-1]):
+        assert (facts["answer_bounds"], facts["ood_detector"]) == ({"tokens": 20, "lines": 1}, False)
+        assert facts["spans"]
+        assert facts["early"]
+
+
+def test_a_scorer_without_parts_says_so(fitted: Path) -> None:
+    every = "out-of-distribution detector, bounds of answers, back-off, spans, early stages"
+    assert f"parts: none; without {every}" in " ".join(run("check", fitted).split())
+
+
+@pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        (AnswerBounds(tokens=20, lines=1), "answers of more than 20 tokens or 1 line"),
+        (AnswerBounds(tokens=20, lines=3), "answers of more than 20 tokens or 3 lines"),
+        (None, "answers of more than 16 tokens, the limit of the calibration; lines are not compared"),
+    ],
+)
+def test_a_card_says_which_answers_count_as_longer(bounds: AnswerBounds | None, said: str, tmp_path: Path) -> None:
+    artefact = confidence_scorer().artefact
+    prompting = artefact.prompting.model_copy(update={"max_tokens": 16})
+    Scorer(artefact.model_copy(update={"answer_bounds": bounds, "prompting": prompting})).save(tmp_path / "s.json")
+    assert f"unlike those of the calibration: {said}" in " ".join(run("check", tmp_path / "s.json").split())
+
+
+@pytest.mark.parametrize("columns", [60, 80])
+def test_the_list_fits_and_keeps_names_whole(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = run("list").splitlines()
+    assert max(map(len, lines)) <= columns
+    assert [line.strip() for line in lines if not line.startswith(" ")] == SHIPPED

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from scripted import AnsweringEngine, confidence_scorer, scripted_model, tiny_artefact
@@ -11,7 +13,7 @@ from guard.policy.policy import parse_policy
 from guard.records import Prompt, Signals
 from guard.scoring.answer_bounds import AnswerBounds, count_lines
 from guard.scoring.ood import fit_ood_detector
-from guard.scoring.scorer import Scorer
+from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
 from guard.scoring.signature import SignatureObserver
 
 POLICY = """
@@ -92,3 +94,14 @@ def test_a_file_without_bounds_still_knows_how_many_tokens_an_answer_could_have(
     assert artefact.why_unlike("a\nb\nc", artefact.prompting.max_tokens) is None
     assert artefact.why_unlike("a", artefact.prompting.max_tokens + 1) is not None
     assert "answer_bounds" not in artefact.model_dump()
+
+
+def test_only_tokens_and_lines_are_compared() -> None:
+    """A list on one line is not noticed, and a file without bounds notices no lines: the reference says so."""
+    assert AnswerBounds(tokens=20, lines=1).why_unlike("1. Oslo 2. Bergen 3. Paris", 12) is None
+    shipped = load_scorer(shipped_scorer()).artefact
+    assert shipped.answer_bounds is None
+    assert shipped.why_unlike("1. Oslo\n2. Bergen\n3. Paris", 12) is None
+    text = (Path(__file__).parents[2] / "docs" / "reference" / "policies.md").read_text(encoding="utf-8")
+    assert "Scorers of older files, the embedded model's among them, have no bound of lines" in text
+    assert "a list on one line is not noticed" in text
