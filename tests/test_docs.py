@@ -119,6 +119,15 @@ def test_the_readme_is_short_and_says_first_what_nobody_else_has() -> None:
     assert "streaming" in first
 
 
+def test_the_readme_links_every_how_to() -> None:
+    """Nobody finds what only another page mentions."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    pages = {f"docs/how-to/{page.name}" for page in (ROOT / "docs" / "how-to").glob("*.md")}
+    assert len(pages) > 20
+    assert {page for page in pages if f"({page}" not in text} == set()
+    assert "docs/how-to/calibration.md#early-stages" in text
+
+
 def test_the_readme_rounds_the_measured_cost() -> None:
     medians = [
         json.loads((ROOT / "benchmarks" / "results" / file).read_text(encoding="utf-8"))["ratios"][0]["median"]
