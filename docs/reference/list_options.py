@@ -16,7 +16,7 @@ import typer.main
 
 import guard
 from guard.cli import app
-from guard.cli.engine_options import OPTIONS
+from guard.cli.engine_options import OPTIONS, TO_OPTIONS
 from guard.langchain import ChatGuard, GuardMiddleware, guarded
 from guard.policy import explain
 from guard.policy.document import Document
@@ -82,6 +82,7 @@ RENAMED = {
 }
 #: Parameters of commands that are part of one parameter in Python.
 PART_OF = {**dict.fromkeys(OPTIONS, "engine_options"), "max_tokens": "limits", "timeout": "limits"}
+PART_OF |= dict.fromkeys(TO_OPTIONS, "to_engine_options")
 PART_OF |= {"wrong_span": "marks", "right_span": "marks"}
 PART_OF |= {"store": "url", "score": "p_wrong"}  # of `Store.open`, and of an explanation
 #: What the policy says about the same thing.

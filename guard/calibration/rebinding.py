@@ -4,35 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from guard import engines
-from guard.calibration.alignment import align, aligned_model
+from guard.calibration.alignment import MIN_ANSWERS, align, aligned_model
+from guard.calibration.both_models import BothModels, ModelLoader, ask_both
 from guard.calibration.same_weights import check_same_weights
-from guard.data.graders import choose_grader
+from guard.data.graders import Grader, choose_grader
 from guard.data.labelling import is_wrong
-from guard.data.prompts import fitted_prompt
-from guard.data.question_sets import DataSpecs, list_rows, read_sets
+from guard.data.question_sets import DataSpecs, list_bad_rows, list_rows, read_sets
 from guard.data.questions import Question
-from guard.engines.asked import RequestEngine
-from guard.errors import CalibrationError, CaptureError, InputError, ScorerMismatchError
+from guard.data.sets import DataSource, OnBad
+from guard.errors import CalibrationError, InputError
 from guard.files.output_file import check_writable
 from guard.records import Signals
-from guard.runtime.base_models import fitted_limits
-from guard.runtime.sources import find_capture_point, loading_options
+from guard.runtime.sources import loading_options
 from guard.scoring.metrics import compute_metrics
 from guard.scoring.ood import StoredOodDetector, fit_ood_in_parts
-from guard.scoring.provenance import Binding, Rebound
+from guard.scoring.provenance import Rebound
 from guard.scoring.scorer import Scorer, load_scorer
-from guard.scoring.signature import SignatureObserver
 
-#: Fields of a binding that may differ between precisions and engines.
-_MAY_DIFFER = {"engine", "quantization", "weights_sha256"}
 #: Fewest labelled answers for a check, and fewest right and wrong ones among them.
 MIN_CHECKED, MIN_CLASS = 100, 10
+#: Parts of a scorer that may stay behind.
+_PARTS = ("ood_detector", "back_off", "spans", "early")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,21 +42,15 @@ class ReboundScorer:
         out: the scorer file.
         scorer: the scorer; its ``artefact.rebound`` records the move.
         forced: metrics of each score on the labelled answers without the alignment; empty without a check.
+        dropped: parts of the old scorer that the new one lacks, by their names in ``artefact``, such as ``spans``.
+        left_out: rows that were not used, each with its reason.
     """
 
     out: Path
     scorer: Scorer
     forced: Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _BothModels:
-    """Signals of the old model's answers in both models, and of the new model's own answers, with labels."""
-
-    old: Sequence[Signals]
-    new: Sequence[Signals]
-    own: Sequence[Signals]
-    wrong: Sequence[bool]
+    dropped: tuple[str, ...]
+    left_out: tuple[str, ...]
 
 
 def rebind(
@@ -69,33 +62,40 @@ def rebind(
     out: str | Path,
     to_engine: str | None = None,
     engine_options: Mapping[str, Any] | None = None,
+    to_engine_options: Mapping[str, Any] | None = None,
     check: bool = True,
+    grader: str | Grader | None = None,
+    on_bad: OnBad = "stop",
     limit: int | None = 300,
     seed: int = 0,
 ) -> ReboundScorer:
-    """Move a scorer to another precision or engine of the model that it was fitted on.
+    """Move a scorer to the same weights in another precision or engine than those that it was fitted on.
 
     The old model answers the questions. Both models read these answers, and the layers of the new model are aligned
     with those of the old one, coordinate by coordinate, without labels. With ``check``, the new model answers the
-    questions, too, and the scorer is refused if its probabilities are worse than one number for all answers.
+    questions that have labels, too, and the scorer is refused if its probabilities are worse than one number for all
+    answers. Where the two engines differ, both must read each prompt and answer as the same tokens.
 
     Args:
         scorer: a scorer that was fitted on ``model``.
-        data: questions with accepted answers, which only the check uses.
+        data: questions. Only the check uses their accepted answers, so questions without any can be among them.
         model: ``smollm2``, a GGUF file, or a model folder.
         to: the same weights in another precision; the same file for another engine.
         out: the new scorer file.
         to_engine: engine of the new model; by default the scorer's.
-        engine_options: load options for both models.
+        engine_options: load options for ``model``, and for ``to`` where the engine stays the same.
+        to_engine_options: load options for ``to`` alone; they take precedence there.
         check: whether to check on labels; otherwise the scores are marked as uncalibrated.
+        grader: of the check, as for `guard.calibrate`.
+        on_bad: ``stop`` raises if a row cannot be used, ``skip`` leaves the row out.
         limit: maximal number of questions of each data set.
         seed: seed of the sample of questions.
 
     Raises:
         ScorerMismatchError: the scorer was not fitted on ``model``, or the models differ in more than precision or
-            engine, such as after fine-tuning.
+            engine, such as after fine-tuning, or their engines read a row as different tokens.
         CalibrationError: there are too few answers or labels, or the scores do not hold on the new model.
-        InputError: the data or the output cannot be used.
+        InputError: the data, the options or the output cannot be used.
 
     Examples:
         >>> import guard
@@ -109,30 +109,79 @@ def rebind(
     """
     fitted, out = load_scorer(scorer), Path(out)
     check_writable(out, "scorer")
-    questions = _questions(data, limit=limit, seed=seed)
+    grade = _grader(grader, check=check)
+    sources = read_sets(data, on_bad=on_bad, limit=limit, seed=seed, unlabelled=True)
+    questions = _questions(sources)
+    labelled = [each for each in questions.values() if each.answers] if check else []
+    _check_enough(len(questions), len(labelled), check=check)
     _check_files(model, to)
-    options, fitted_on = loading_options(fitted, engine_options), fitted.artefact.binding
-    with engines.load_engine(model, engine=fitted_on.engine, **options) as engine:
-        fitted.for_model(engine.model, find_capture_point(engine))
-        answers = [_ask(engine, fitted, question) for question in questions]
-    texts = [text for text, _ in answers]
-    with engines.load_engine(to, engine=to_engine or fitted_on.engine, **options) as engine:
-        binding = _checked_binding(fitted_on, Binding.from_model(engine.model, find_capture_point(engine)))
-        new = [_ask(engine, fitted, question, text)[1] for question, text in zip(questions, texts, strict=True)]
-        own = [_ask(engine, fitted, question) for question in questions] if check else []
-    grade, _ = choose_grader(None)
-    wrong = [is_wrong(question, text, grade) for question, (text, _) in zip(questions, own, strict=check)]
-    asked = _BothModels([signals for _, signals in answers], new, [signals for _, signals in own], wrong)
-    made, forced = _rebound(fitted, binding, asked, seed=seed)
+    old, new = _loads(fitted, model, to, to_engine, engine_options or {}, to_engine_options or {})
+    asked = ask_both(fitted, questions, labelled, old=old, new=new)
+    wrong = [is_wrong(row, text, grade) for row, (text, _) in zip(labelled, asked.own, strict=True)]
+    made, forced = _rebound(fitted, asked, wrong, seed=seed)
     made.save(out)
-    return ReboundScorer(out, made, forced)
+    return ReboundScorer(out, made, forced, _dropped(fitted, made), _left_out(sources))
 
 
-def _questions(data: DataSpecs, *, limit: int | None, seed: int) -> list[Question]:
-    rows = [row for _, row in list_rows(read_sets(data, limit=limit, seed=seed)) if isinstance(row, Question)]
+def _grader(grader: str | Grader | None, *, check: bool) -> Grader:
+    if grader is not None and not check:
+        raise InputError("There is nothing to grade without a check", fix="Leave out the grader, or check on labels")
+    return choose_grader(grader)[0]
+
+
+def _questions(sources: Sequence[DataSource]) -> dict[str, Question]:
+    rows = {f"{name}/{row.id}": row for name, row in list_rows(sources) if isinstance(row, Question)}
     if not rows:
         raise InputError("There are no questions", why="given responses are not answers of both models")
     return rows
+
+
+def _check_enough(questions: int, labelled: int, *, check: bool) -> None:
+    """Refuse too few rows before anything is loaded."""
+    if questions < MIN_ANSWERS:
+        raise CalibrationError(
+            f"{questions} questions are too few to align the layers", why=f"at least {MIN_ANSWERS} are needed"
+        )
+    if check and labelled < MIN_CHECKED:
+        raise _too_few(f"{labelled} of {questions} questions have accepted answers")
+
+
+def _too_few(there: str) -> CalibrationError:
+    return CalibrationError(
+        "Too few labels to check the scorer on its new model",
+        why=f"{there}; at least {MIN_CHECKED} are needed, {MIN_CLASS} right and {MIN_CLASS} wrong",
+        fix="Give more questions, or leave out the check (--no-check) and use uncalibrated scores",
+    )
+
+
+def _loads(
+    scorer: Scorer,
+    model: str | Path,
+    to: str | Path,
+    to_engine: str | None,
+    options: Mapping[str, Any],
+    to_options: Mapping[str, Any],
+) -> tuple[ModelLoader, ModelLoader]:
+    """Return what loads the old model, and what loads the new one: an engine has its own options."""
+    engine = scorer.artefact.binding.engine
+    shared = options if to_engine in (None, engine) else {}
+    old, new = (loading_options(scorer, each) for each in (options, {**shared, **to_options}))
+    return (
+        partial(engines.load_engine, model, engine=engine, **old),
+        partial(engines.load_engine, to, engine=to_engine or engine, **new),
+    )
+
+
+def _left_out(sources: Sequence[DataSource]) -> tuple[str, ...]:
+    bad = [f"{file}:{row.line}: {row.reason}" for file, row in list_bad_rows(sources)]
+    given = sum(not isinstance(row, Question) for _, row in list_rows(sources))
+    return (*bad, *([f"{given} given responses, which are not answers of both models"] if given else []))
+
+
+def _dropped(old: Scorer, new: Scorer) -> tuple[str, ...]:
+    """Return the parts that the old scorer has and the new one lacks."""
+    had, has = ({name for name in _PARTS if getattr(each.artefact, name) is not None} for each in (old, new))
+    return tuple(name for name in _PARTS if name in had - has)
 
 
 def _check_files(model: str | Path, to: str | Path) -> None:
@@ -150,52 +199,26 @@ def _check_files(model: str | Path, to: str | Path) -> None:
     check_same_weights(old, new)
 
 
-def _checked_binding(fitted: Binding, given: Binding) -> Binding:
-    differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
-    more = [name for name in differing if name not in _MAY_DIFFER]
-    if more:
-        raise ScorerMismatchError(
-            "A scorer can only move to another precision or engine of its model",
-            why=f"these fields differ, too: {', '.join(more)}",
-            fix="Fit a scorer for this model with guard calibrate",
-        )
-    if not differing:
-        raise InputError(
-            "The scorer is already bound to this model", fix="Name another file with --to, or another --to-engine"
-        )
-    return given
-
-
-def _ask(engine: RequestEngine, scorer: Scorer, question: Question, answer: str | None = None) -> tuple[str, Signals]:
-    """Return an answer and its signals. A given answer is scored, not generated."""
-    prompting, schema = scorer.artefact.prompting, scorer.artefact.feature_schema
-    observer = SignatureObserver(temperatures=schema.temperatures, aggregates=schema.aggregates)
-    prompt, limits = fitted_prompt(question, prompting), fitted_limits(prompting)
-    found = engine.generate(prompt, limits=limits, observer=observer, completion=answer)
-    if found.capture_error:
-        raise CaptureError(found.capture_error)
-    return found.text, found.signals(observer.signature())
-
-
-def _rebound(scorer: Scorer, binding: Binding, asked: _BothModels, *, seed: int) -> tuple[Scorer, dict[str, Any]]:
+def _rebound(scorer: Scorer, asked: BothModels, wrong: Sequence[bool], *, seed: int) -> tuple[Scorer, dict[str, Any]]:
     """Return the moved scorer, and the metrics of each score on the labelled answers before the move."""
     artefact = scorer.artefact
     alignment = align(asked.old, asked.new, artefact.feature_schema)
     scores = {name: aligned_model(model, alignment) for name, model in artefact.scores.items()}
     detector = _ood_detector(asked.new, seed)
-    changed = {"binding": binding, "scores": scores, "ood_detector": detector, "metrics": {}}
+    changed = {"binding": asked.binding, "scores": scores, "ood_detector": detector, "metrics": {}}
     changed["back_off"] = artefact.back_off if detector else None
     changed |= {"spans": None, "early": None}  # nothing has checked these on the new model
     moved = Scorer(artefact.model_copy(update=changed))
     before = _p_wrong(scorer, asked.old)
-    metrics, forced = _metrics(moved, asked), _metrics(scorer, asked)
+    own = [signals for _, signals in asked.own]
+    metrics, forced = _metrics(moved, own, wrong), _metrics(scorer, own, wrong)
     _check_holds(metrics)
     rebound = Rebound(
         fitted_on=artefact.binding,
         answers=len(asked.old),
         difference_before=float(np.abs(_p_wrong(scorer, asked.new) - before).mean()),
         difference_after=float(np.abs(_p_wrong(moved, asked.new) - before).mean()),
-        checked=len(asked.own),
+        checked=len(own),
         metrics=metrics,
     )
     return Scorer(moved.artefact.model_copy(update={"rebound": rebound, "metrics": metrics})), forced
@@ -205,23 +228,18 @@ def _p_wrong(scorer: Scorer, signals: Sequence[Signals]) -> np.ndarray[Any, np.d
     return np.array([scorer.score(each).p_wrong for each in signals])
 
 
-def _metrics(scorer: Scorer, asked: _BothModels) -> dict[str, Any]:
+def _metrics(scorer: Scorer, own: Sequence[Signals], labels: Sequence[bool]) -> dict[str, Any]:
     """Return the metrics of each score on the new model's own answers; empty if there are none.
 
     Raises:
-        CalibrationError: there are too few labels.
+        CalibrationError: there are too few right or wrong answers.
     """
-    if not asked.own:
+    if not own:
         return {}
-    wrong = np.array(asked.wrong, np.bool_)
-    if len(wrong) < MIN_CHECKED or min(wrong.sum(), (~wrong).sum()) < MIN_CLASS:
-        raise CalibrationError(
-            "Too few labels to check the scorer on its new model",
-            why=f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong; at least {MIN_CHECKED} are needed, "
-            f"{MIN_CLASS} right and {MIN_CLASS} wrong",
-            fix="Give more questions, or leave out the check and use uncalibrated scores",
-        )
-    scores = [scorer.score(each).scores for each in asked.own]
+    wrong = np.array(labels, np.bool_)
+    if min(wrong.sum(), (~wrong).sum()) < MIN_CLASS:
+        raise _too_few(f"there are {len(wrong)} answers, {int(wrong.sum())} of them wrong")
+    scores = [scorer.score(each).scores for each in own]
     return {
         name: asdict(compute_metrics(np.array([each[name].p_wrong for each in scores]), wrong))
         for name in scorer.artefact.scores

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -114,10 +114,30 @@ OPTIONS: Mapping[str, Any] = {
     ],
 }
 
+#: Options that served models have; a scorer cannot move to one, which shows no layers.
+_SERVED = ("base_url", "api_key_env", "api_key_file", "top_logprobs")
+
+
+def _of_the_new_model(option: Any) -> Any:
+    """Return an option as it is given for the new model alone: ``--dtype`` as ``--to-dtype``."""
+    kind, declared = get_args(option)
+    names = declared.default  # in an annotation, the place of the default has the names
+    what = f"As {names.partition('/')[0]}, for the new model alone."
+    to = names.replace("--", "--to-")
+    return Annotated[kind, typer.Option(to, metavar=declared.metavar, min=declared.min, help=what)]
+
+
+#: Options for the new model of ``guard rebind``, by the names of its parameters.
+TO_OPTIONS: Mapping[str, Any] = {
+    f"to_{name}": _of_the_new_model(option) for name, option in OPTIONS.items() if name not in _SERVED
+}
+
 #: The given options; see `loads_a_model`.
 EngineOptions = Mapping[str, Any] | None
 
 _CommandFunction = Callable[..., None]
+#: What stands for a command's parameter: options by the names of their parameters, and the prefix of these names.
+_Groups = Mapping[str, tuple[Mapping[str, Any], str]]
 
 
 def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunction], _CommandFunction]:
@@ -128,16 +148,19 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunctio
 
     Returns:
         A decorator. The options replace the command's parameter ``engine_options``, which gets the given ones; the
-        others keep the engine's defaults.
+        others keep the engine's defaults. A command that loads a second model has ``to_engine_options`` for it.
     """
-    names = [name for name in OPTIONS if name not in without]
+    own = {name: option for name, option in OPTIONS.items() if name not in without}
 
     def decorate(command: _CommandFunction) -> _CommandFunction:
-        def run(**arguments: Any) -> None:
-            given = {name: arguments.pop(name) for name in names}
-            command(**arguments, engine_options={name: value for name, value in given.items() if value is not None})
+        groups: _Groups = {"engine_options": (own, ""), "to_engine_options": (TO_OPTIONS, "to_")}
+        groups = {name: groups[name] for name in inspect.signature(command).parameters if name in groups}
 
-        parameters = [*_parameters(command, names)]
+        def run(**arguments: Any) -> None:
+            given = {name: _taken(arguments, *group) for name, group in groups.items()}
+            command(**arguments, **given)
+
+        parameters = [*_parameters(command, groups)]
         run.__name__, run.__doc__, run.__module__ = command.__name__, command.__doc__, command.__module__
         run.__annotations__ = {each.name: each.annotation for each in parameters}
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -146,12 +169,18 @@ def loads_a_model(*, without: Collection[str] = ()) -> Callable[[_CommandFunctio
     return decorate
 
 
-def _parameters(command: _CommandFunction, names: Collection[str]) -> Iterator[inspect.Parameter]:
-    """Yield a command's parameters, with the engine's options in place of ``engine_options``."""
+def _taken(arguments: dict[str, Any], options: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """Take the options of a group out of a command's arguments, and return the given ones as an engine names them."""
+    taken = {name.removeprefix(prefix): arguments.pop(name) for name in options}
+    return {name: value for name, value in taken.items() if value is not None}
+
+
+def _parameters(command: _CommandFunction, groups: _Groups) -> Iterator[inspect.Parameter]:
+    """Yield a command's parameters, with options in place of those that stand for a group."""
     hints = get_type_hints(command, include_extras=True)
     for each in inspect.signature(command).parameters.values():
-        if each.name == "engine_options":
-            for name in names:
-                yield inspect.Parameter(name, each.KEYWORD_ONLY, default=None, annotation=OPTIONS[name])
+        if each.name in groups:
+            for name, option in groups[each.name][0].items():
+                yield inspect.Parameter(name, each.KEYWORD_ONLY, default=None, annotation=option)
         else:
             yield each.replace(kind=each.KEYWORD_ONLY, annotation=hints[each.name])

@@ -7,13 +7,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from guard.cli.data_options import DataOption
+from guard.cli.data_options import DataOption, GraderOption, OnBadOption
 from guard.cli.engine_options import EngineOptions, loads_a_model
 from guard.cli.output import JsonOption, ModelOption, console, print_json
 from guard.cli.terminal import shown
 
 if TYPE_CHECKING:
     from guard.calibration.rebinding import ReboundScorer
+
+#: Parts of a scorer that do not move, in words, with what makes them again.
+_DROPPED = {
+    "ood_detector": "the out-of-distribution detector, for which there were too few answers; give more questions",
+    "back_off": "the back-off, which needs the detector",
+    "spans": "the scores of spans, unchecked on the new model; fit them with guard calibrate --spans FILE --scorer OUT",
+    "early": "the early stages, unchecked on the new model; fit them with guard calibrate --early --scorer OUT",
+}
 
 
 @loads_a_model()
@@ -28,10 +36,13 @@ def rebind(
     to_engine: Annotated[
         str | None, typer.Option("--to-engine", help="Engine of the new model; by default the scorer's.")
     ] = None,
+    to_engine_options: EngineOptions = None,
     engine_options: EngineOptions = None,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Check on labels; without it, scores are marked as uncalibrated.")
     ] = True,
+    grader: GraderOption = None,
+    on_bad: OnBadOption = "stop",
     limit: Annotated[int | None, typer.Option(min=1, help="Largest number of questions of each data set.")] = 300,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled questions.")] = 0,
     as_json: JsonOption = False,
@@ -50,7 +61,10 @@ def rebind(
         out=out,
         to_engine=to_engine,
         engine_options=engine_options,
+        to_engine_options=to_engine_options,
         check=check,
+        grader=grader,
+        on_bad=on_bad,  # type: ignore[arg-type]
         limit=limit,
         seed=seed,
     )
@@ -68,6 +82,8 @@ def _json(result: ReboundScorer) -> dict[str, Any]:
         "sha256": result.scorer.sha256,
         **rebound.model_dump(exclude={"fitted_on"}),
         "forced": dict(result.forced),
+        "dropped": list(result.dropped),
+        "left_out": list(result.left_out),
     }
 
 
@@ -82,4 +98,8 @@ def _print(result: ReboundScorer) -> None:
         out.print(shown(f"{name}: {', '.join(values)} on {rebound.checked} labelled answers"))
     if not rebound.checked:
         out.print("unchecked: the scores are marked as uncalibrated", style="yellow")
+    for name in result.dropped:
+        out.print(shown(f"not moved: {_DROPPED[name]}", "yellow"))
+    for each in result.left_out:
+        out.print(shown(f"left out {each}", "yellow"))
     out.print(shown(f"Scorer written to {result.out}"))

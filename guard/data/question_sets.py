@@ -18,7 +18,12 @@ DataSpecs = str | Path | Sequence[str | Path]
 
 
 def read_sets(
-    data: DataSpecs, *, on_bad: OnBad = "stop", limit: int | None = None, seed: int = 0
+    data: DataSpecs,
+    *,
+    on_bad: OnBad = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    unlabelled: bool = False,
 ) -> tuple[DataSource, ...]:
     """Read data sets.
 
@@ -27,6 +32,7 @@ def read_sets(
         on_bad: ``stop`` raises where a row cannot be used, ``skip`` leaves the row out.
         limit: maximal number of rows of each set.
         seed: decides which rows are drawn.
+        unlabelled: whether questions may come without accepted answers; their ``answers`` are empty then.
 
     Raises:
         InputError: there is no data set, one cannot be read, has bad rows that must not be skipped, or has the name
@@ -35,7 +41,7 @@ def read_sets(
     checked_choice("on_bad", on_bad, ("stop", "skip"))
     sources: list[DataSource] = []
     for spec in [data] if isinstance(data, str | Path) else data:
-        source = resolve(spec, on_bad=on_bad, limit=limit, seed=seed)
+        source = resolve(spec, on_bad=on_bad, limit=limit, seed=seed, unlabelled=unlabelled)
         if source.name in [other.name for other in sources]:
             raise InputError(
                 f"Two data sets are called '{source.name}'", fix="Rename a file: answers are kept by the set's name"

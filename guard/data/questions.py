@@ -62,7 +62,7 @@ class Question:
     Attributes:
         id: unique in its file.
         question: the text of the question.
-        answers: accepted answers; each of them is right.
+        answers: accepted answers; each of them is right. Empty where the question has no label.
         choices: the choices, or None for an open question.
         answer_index: index of the right choice, or None.
         context: a passage to read first, or None.
@@ -133,7 +133,12 @@ class ReadResult:
 
 
 def read_rows(
-    path: str | Path, *, on_bad: Literal["stop", "skip"] = "stop", limit: int | None = None, seed: int = 0
+    path: str | Path,
+    *,
+    on_bad: Literal["stop", "skip"] = "stop",
+    limit: int | None = None,
+    seed: int = 0,
+    unlabelled: bool = False,
 ) -> ReadResult:
     """Read a JSON Lines file, plain or gzip-compressed; blank lines are ignored.
 
@@ -143,6 +148,7 @@ def read_rows(
         limit: draw at most this many rows, without replacement; they keep the file's order.
         seed: decides which rows are drawn. A row's draw depends on its id only, so that adding
             rows changes the sample as little as possible.
+        unlabelled: whether a question may come without accepted answers; its ``answers`` are empty then.
 
     Raises:
         InputError: the file cannot be read, has no usable row, or has bad rows and ``on_bad`` is
@@ -168,7 +174,7 @@ def read_rows(
     check_json_lines(file)
     for line, content in read_lines(file):
         try:
-            row = _parse(content)
+            row = _parse(content, unlabelled=unlabelled)
             if row.id in lines_by_id:
                 raise BadValueError(f"repeats the id or the content of line {lines_by_id[row.id]}")
             if isinstance(row, LabelledResponse):
@@ -283,7 +289,7 @@ def bad_rows_error(reasons: Sequence[str]) -> InputError:
 # -- rows --------------------------------------------------------------------------------------
 
 
-def _parse(content: bytes | None) -> Row:
+def _parse(content: bytes | None, *, unlabelled: bool) -> Row:
     if content is None:
         raise BadValueError(f"the line is longer than {MAX_LINE_BYTES} bytes")
     row = _json_object(content)
@@ -291,7 +297,7 @@ def _parse(content: bytes | None) -> Row:
         raise BadValueError("has both 'question' and 'response'; a row is one or the other")
     if "response" in row or ("prompt" in row and "question" not in row):
         return _response(row)
-    return _question(row)
+    return _question(row, unlabelled=unlabelled)
 
 
 def read_object(content: bytes | None) -> dict[str, Any]:
@@ -345,14 +351,18 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _question(row: Mapping[str, Any]) -> Question:
+def _question(row: Mapping[str, Any], *, unlabelled: bool) -> Question:
     _check_keys(row, _QUESTION_KEYS)
     question = required(row, "question", read_filled_text, _QUESTION_KEYS)
     choices = optional(row, "choices", read_texts)
     index = optional(row, "answer_index", read_whole_number)
-    if choices is None:
-        if index is not None:
-            raise BadValueError("has 'answer_index' but no 'choices'")
+    if choices is not None:
+        _check_choices(choices)
+    elif index is not None:
+        raise BadValueError("has 'answer_index' but no 'choices'")
+    if unlabelled and index is None and row.get("answers") is None:
+        answers: tuple[str, ...] = ()
+    elif choices is None:
         answers = required(row, "answers", read_texts, _QUESTION_KEYS)
     else:
         index, answers = _right_choice(choices, index, optional(row, "answers", read_texts))
@@ -371,14 +381,17 @@ def _question(row: Mapping[str, Any]) -> Question:
     return found
 
 
-def _right_choice(
-    choices: tuple[str, ...], index: int | None, answers: tuple[str, ...] | None
-) -> tuple[int, tuple[str, ...]]:
-    """Return the index of the right choice and the accepted answers; the row needs only one of them."""
+def _check_choices(choices: tuple[str, ...]) -> None:
     if not 2 <= len(choices) <= len(LETTERS):
         raise BadValueError(f"has {len(choices)} choices; from 2 to {len(LETTERS)} can be lettered")
     if len(set(choices)) < len(choices):
         raise BadValueError("has the same choice twice")
+
+
+def _right_choice(
+    choices: tuple[str, ...], index: int | None, answers: tuple[str, ...] | None
+) -> tuple[int, tuple[str, ...]]:
+    """Return the index of the right choice and the accepted answers; the row needs only one of them."""
     if index is None:
         if answers is None:
             raise BadValueError("needs 'answer_index' or 'answers' beside its choices")

@@ -62,6 +62,11 @@ class TokenizingEngine(RequestEngine):
         """Raise InputError where the model's chat template does not read an option."""
         check_options(self.chat_template or "", options)
 
+    def encode_answered(self, prompt: Prompt, answer: str) -> list[int]:
+        """Token ids of a prompt and of a given answer to it, with the token that ends it."""
+        tokens = self.encode(prompt)
+        return [*tokens, *self._completed(answer, tokens)]
+
     def _token_id(self, text: str) -> int | None:
         """Id of the single token, special ones included, with exactly this text."""
         return None
@@ -117,7 +122,7 @@ class TokenizingEngine(RequestEngine):
         """
         if completion is None:
             return None
-        forced = [*self._reader.closing(prompt, self.encode_text), *self.encode_text(completion), self._end_token()]
+        forced = self._completed(completion, prompt)
         if len(forced) > room:
             raise PromptTooLongError(
                 f"The completion has {len(forced)} tokens with its end",
@@ -125,6 +130,9 @@ class TokenizingEngine(RequestEngine):
                 fix="Shorten the prompt or the answer, or build the engine with a larger context_tokens",
             )
         return forced
+
+    def _completed(self, completion: str, prompt: Sequence[int]) -> list[int]:
+        return [*self._reader.closing(prompt, self.encode_text), *self.encode_text(completion), self._end_token()]
 
     def _check_room(self, tokens: Sequence[int]) -> None:
         if not tokens:

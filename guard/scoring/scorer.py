@@ -149,7 +149,8 @@ class Scorer:
         Args:
             model: the loaded model.
             capture_point: where its engine records activations.
-            force: use it anyway, with every score marked as uncalibrated. The number of layers must still match.
+            force: use it anyway, with every score marked as uncalibrated. The number of layers must still match, and
+                their width, where the scorer reads it.
 
         Raises:
             ScorerMismatchError: the scorer was fitted on another model; the message names each field that differs.
@@ -164,15 +165,23 @@ class Scorer:
         differing = [name for name in Binding.model_fields if getattr(fitted, name) != getattr(given, name)]
         if not differing:
             return self
-        if force and "layers" not in differing:
+        if force and not self._has_other_shape(differing):
             return Scorer(self.artefact, calibrated=False)
+        forcing = ", or force the scorer and take its scores as uncalibrated"
+        if self._has_other_shape(differing):
+            forcing = f"; forcing the scorer cannot help, since it reads {fitted.layers} layers of width {fitted.width}"
         details = [f"{name}: fitted on {_short(fitted, name)}, got {_short(given, name)}" for name in differing]
         raise ScorerMismatchError(
             "This scorer was fitted on another model",
             why="; ".join(details),
-            fix="Run guard calibrate for this model"
-            + ("" if "layers" in differing else ", or force the scorer and take its scores as uncalibrated"),
+            fix=f"Run guard calibrate for this model{forcing}",
         )
+
+    def _has_other_shape(self, differing: Sequence[str]) -> bool:
+        """Return whether a model's layers have another shape than this scorer reads: features count the layers."""
+        scores, detector = self.artefact.scores.values(), self.artefact.ood_detector
+        reads_width = detector is not None or any(model.probe for model in scores)
+        return "layers" in differing or ("width" in differing and reads_width)
 
     def save(self, path: str | Path) -> None:
         """Write the artefact atomically."""

@@ -271,7 +271,8 @@ def test_a_scorer_moves_from_the_engine_that_it_was_fitted_on(
     there, back = tmp_path / "there.json", tmp_path / "back.json"
     guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", to_engine="other", out=there)
     guard.rebind(there, questions, model="m.gguf", to="m.gguf", to_engine="scripted", out=back)
-    assert [each.model.engine for each in loaded] == ["scripted", "other", "other", "scripted"]
+    there_and_back = ["other", "scripted", "other", "scripted", "other", "scripted"]
+    assert [each.model.engine for each in loaded] == there_and_back
     assert load_scorer(back).artefact.binding == load_scorer(fitted).artefact.binding
     with pytest.raises(InputError, match="is already bound to this model"):
         guard.rebind(there, questions, model="m.gguf", to="m.gguf", out=back)
@@ -315,7 +316,11 @@ def test_without_a_check_the_scores_are_marked_as_uncalibrated(fitted: Path, que
 @pytest.mark.parametrize(
     ("changes", "error", "said"),
     [
-        ({"tokenizer_sha256": "d" * 64}, ScorerMismatchError, "these fields differ, too: tokenizer_sha256"),
+        (
+            {"engine": "scripted", "quantization": "Q8_0", "tokenizer_sha256": "d" * 64},
+            ScorerMismatchError,
+            "these fields differ, too: tokenizer_sha256",
+        ),
         ({"chat_template_sha256": "d" * 64}, ScorerMismatchError, "these fields differ, too: chat_template_sha256"),
         ({"engine": "scripted"}, InputError, "The scorer is already bound to this model"),
     ],
@@ -324,16 +329,14 @@ def test_another_model_is_refused(
     changes: dict[str, str],
     error: type[GuardError],
     said: str,
-    loaded: list[AnsweringEngine],
     fitted: Path,
     questions: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    old = AnsweringEngine(half_right)
     new = AnsweringEngine(half_right, model=replace(scripted_model(engine="other"), **changes))
-    both = iter([old, new])
-    monkeypatch.setattr(engines, "load_engine", lambda *_, **__: next(both))
+    only = iter([new])  # it is refused before the old model is loaded
+    monkeypatch.setattr(engines, "load_engine", lambda *_, **__: next(only))
     with pytest.raises(error, match=said):
         guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()
@@ -347,8 +350,11 @@ def test_scores_that_do_not_hold_on_the_new_model_are_refused(
         text, p_wrong = half_right(prompt, number)
         return text, 1 - p_wrong
 
-    both = iter([AnsweringEngine(half_right), AnsweringEngine(upside_down, model=scripted_model(engine="other"))])
-    monkeypatch.setattr(engines, "load_engine", lambda *_, **__: next(both))
+    other = scripted_model(engine="other")
+    scripts = iter([(upside_down, other), (half_right, None), (upside_down, other)])
+    monkeypatch.setattr(
+        engines, "load_engine", lambda *_, **__: AnsweringEngine((each := next(scripts))[0], model=each[1])
+    )
     with pytest.raises(CalibrationError, match="The scorer does not work on the new model"):
         guard.rebind(fitted, questions, model="m.gguf", to="m.gguf", to_engine="other", out=tmp_path / "out.json")
     assert not (tmp_path / "out.json").exists()

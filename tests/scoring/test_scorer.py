@@ -318,9 +318,11 @@ def test_another_model_is_refused_by_the_field_that_differs(scorer: Scorer, fiel
     shown = [text if len(text) < 64 else f"{text[:12]}..." for text in (fitted, given)]
     assert caught.value.why == f"{field}: fitted on {shown[0]}, got {shown[1]}"
     if field == "layers":
-        with pytest.raises(ScorerMismatchError, match="layers"):
+        with pytest.raises(
+            ScorerMismatchError, match=f"forcing the scorer cannot help, since it reads {LAYERS} layers"
+        ):
             scorer.for_model(other, "mlp", force=True)
-        assert "force" not in str(caught.value)
+        assert "or force" not in str(caught.value)
     else:
         forced = scorer.for_model(other, "mlp", force=True)
         assert not forced.calibrated
@@ -328,6 +330,13 @@ def test_another_model_is_refused_by_the_field_that_differs(scorer: Scorer, fiel
         assert forced.score(signals()).p_wrong == scorer.score(signals()).p_wrong
         assert scorer.score(signals()).calibrated, "the original is not touched"
         assert not forced.for_model(scripted_model(), "mlp").calibrated, "forced once, marked for good"
+
+
+def test_a_probe_is_not_forced_onto_layers_of_another_width() -> None:
+    """It could score nothing: each answer would fail where a probe of one width meets layers of another."""
+    wider = scripted_model(width=WIDTH + 1)
+    with pytest.raises(ScorerMismatchError, match=f"cannot help, since it reads {LAYERS} layers of width {WIDTH}"):
+        confidence_scorer().for_model(wider, "mlp", force=True)
 
 
 def test_another_capture_point_is_refused(scorer: Scorer) -> None:

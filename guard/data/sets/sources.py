@@ -101,6 +101,7 @@ def resolve(
     seed: int = 0,
     revision: str | None = None,
     on_bad: OnBad = "stop",
+    unlabelled: bool = False,
 ) -> DataSource:
     """Read the data that a ``--data`` argument names.
 
@@ -112,15 +113,17 @@ def resolve(
         seed: decides which rows are drawn.
         revision: a commit, branch or tag, for sets from the hub.
         on_bad: ``stop`` raises when there is any bad row, ``skip`` reports them in the result.
+        unlabelled: whether questions may come without accepted answers.
 
     Raises:
         InputError: as `load_set` and `guard.data.questions.read_rows`.
     """
     asked = None if Path(spec).expanduser().is_file() else _named_spec(str(spec))
     if asked is None:
-        return _own_file(Path(spec).expanduser(), limit=limit, seed=seed, on_bad=on_bad)
+        return _own_file(Path(spec).expanduser(), limit=limit, seed=seed, on_bad=on_bad, unlabelled=unlabelled)
     name, split, folder = asked
     options: dict[str, Any] = {"limit": limit, "seed": seed, "revision": revision, "on_bad": on_bad}
+    options["unlabelled"] = unlabelled
     return _load(get_set(name), folder=folder, split=split, **options)
 
 
@@ -138,8 +141,8 @@ def _named_spec(spec: str) -> tuple[str, str | None, str | None] | None:
     return (match["name"], match["split"], folder or None) if match and (from_hub or at) else None
 
 
-def _own_file(path: Path, *, limit: int | None, seed: int, on_bad: OnBad) -> DataSource:
-    result = read_rows(path, on_bad=on_bad, limit=limit, seed=seed)
+def _own_file(path: Path, *, limit: int | None, seed: int, on_bad: OnBad, unlabelled: bool) -> DataSource:
+    result = read_rows(path, on_bad=on_bad, limit=limit, seed=seed, unlabelled=unlabelled)
     return DataSource(
         name=path.name.removesuffix(".gz").removesuffix(".jsonl"),
         rows=result.rows,
@@ -157,6 +160,7 @@ def _load(
     seed: int,
     revision: str | None,
     on_bad: OnBad,
+    unlabelled: bool = False,
 ) -> DataSource:
     if on_bad not in ("stop", "skip"):
         raise InputError(f"on_bad must be 'stop' or 'skip', got {on_bad!r}")
@@ -169,7 +173,7 @@ def _load(
     files = find_files(named, split, where)
     name = named.name if split == named.split else f"{named.name}-{split}"
     if len(files) == 1 and is_own_format(files[0]):
-        own = _own_file(files[0], limit=limit, seed=seed, on_bad=on_bad)
+        own = _own_file(files[0], limit=limit, seed=seed, on_bad=on_bad, unlabelled=unlabelled)
         return dataclasses.replace(own, name=name, rows=_graded(own.rows, named.grader), named=named)
     rows, bad = _convert_all(named, files, on_bad=on_bad)
     return DataSource(name, tuple(draw_rows(rows, limit=limit, seed=seed)), tuple(bad), _sha256(files), named)
