@@ -73,7 +73,7 @@ class Retry(Strict):
     )
     instruction: Text | None = Field(default=None, description="Text added to the prompt.")
     max_tokens: int | None = Field(
-        default=None, ge=1, description="Token limit of the retry, in place of the call's own."
+        default=None, ge=1, description="Token limit of the retry; the call's own where that is higher."
     )
 
     def sampling(self, retry: int) -> Sampling:

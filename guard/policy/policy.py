@@ -395,9 +395,19 @@ def _by_defects(
 
 
 def _by_defect(plan: RoutePlan, defect: Defect, rule: CompiledRule, p_wrong: float | None, usage: Usage) -> Decision:
-    then, why = plan.replacement(rule, usage), rule.why_exhausted(usage)
-    reason = f"{_DEFECTS[defect]}; {why}" if why else _DEFECTS[defect]
+    why = rule.why_exhausted(usage) or (rule.why_in_vain(usage) if defect == "truncated" else None)
+    then = plan.closed(rule, usage) if why else rule
+    what, fix = _describe_defect(defect, usage)
+    reason = "; ".join(part for part in (what, why, None if then.action is Action.RETRY else fix) if part)
     return Decision(then.action, then.name, reason, p_wrong, then.settings)
+
+
+def _describe_defect(defect: Defect, usage: Usage) -> tuple[str, str | None]:
+    """Return what is wrong with an answer, and what the caller can do about it."""
+    if defect != "truncated":
+        return _DEFECTS[defect], None
+    cut = usage.truncation
+    return (cut.reason, cut.fix) if cut else (_DEFECTS[defect], "raise max_tokens, or shorten the prompt")
 
 
 def _by_rules(rules: tuple[CompiledRule, ...], p_wrong: float, usage: Usage) -> Decision:

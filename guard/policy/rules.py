@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from guard.policy.defects import Defect
 from guard.policy.document import Abstain, ActionSettings, Audit, Budget, Fallback, Retry, RiskGuarantee
+from guard.policy.truncation import Truncation
 from guard.records import Action, Decision
 
 
@@ -19,11 +20,13 @@ class Usage:
         retries: retries made.
         fallbacks: names of the fallbacks that have answered or failed.
         exhausted: whether the budget (attempts, tokens or seconds) allows no further generation.
+        truncation: where the answer that is decided on was cut; None if it is whole, or if that is unknown.
     """
 
     retries: int = 0
     fallbacks: frozenset[str] = frozenset()
     exhausted: bool = False
+    truncation: Truncation | None = None
 
 
 NO_USAGE = Usage()
@@ -51,6 +54,12 @@ class CompiledRule:
     guarantee: RiskGuarantee | None = None
     fingerprint: str | None = None
     certificate: str | None = None
+
+    def why_in_vain(self, usage: Usage) -> str | None:
+        """Return why the rule, a retry, would only repeat a cut answer, or None if it would not."""
+        cut, settings = usage.truncation, self.settings
+        why = cut.why_in_vain(settings) if cut and isinstance(settings, Retry) else None
+        return why and f"{self.name} is skipped because it {why}"
 
     @property
     def is_uncertified(self) -> bool:

@@ -29,6 +29,7 @@ from guard.policy.cuts import released_text
 from guard.policy.defects import Defect
 from guard.policy.document import Abstain, ActionSettings, Budget, Cut, Escalate, Fallback, Retry
 from guard.policy.policy import NO_USAGE, Policy, Usage, decide, decide_error
+from guard.policy.truncation import Truncation
 from guard.records import Action, Attempt, Decision, Escalation, Outcome, Prompt
 from guard.review.handlers import NOBODY, Delivery
 from guard.review_terms import ReviewTerms
@@ -96,18 +97,32 @@ class CallState:
         return self.attempts[-1].decision.settings if self.attempts else None
 
     @property
+    def retry_tokens(self) -> int:
+        """The highest token limit that a retry of this call has; 0 if none states one."""
+        asked = (attempt.decision.settings for attempt in self.attempts)
+        return max((each.max_tokens or 0 for each in asked if isinstance(each, Retry)), default=0)
+
+    @property
     def source(self) -> str:
         """Source of the next attempt: the guard's own engine, or the fallback that the last decision names."""
         settings = self.settings
         return settings.to if isinstance(settings, Fallback) and settings.to is not None else OWN_ENGINE
 
-    def note_use(self, *, prompt_tokens: int = 0, completion_tokens: int = 0, last: bool = False) -> None:
+    def note_use(
+        self,
+        *,
+        prompt_tokens: int = 0,
+        completion_tokens: int = 0,
+        last: bool = False,
+        truncation: Truncation | None = None,
+    ) -> None:
         """Update the usage before deciding, so that no decision exceeds the budget.
 
         Args:
             prompt_tokens: tokens that the attempt read. They count twice, since another attempt would read them again.
             completion_tokens: tokens that the attempt generated.
             last: whether no other attempt is possible.
+            truncation: where its answer was cut; None if it is whole, or if that is unknown.
         """
         budget = self.budget
         exhausted = (
@@ -116,7 +131,7 @@ class CallState:
             or self.tokens_used + 2 * prompt_tokens + completion_tokens >= budget.tokens
             or time.monotonic() >= self.deadline
         )
-        self.usage = replace(self.usage, exhausted=exhausted)
+        self.usage = replace(self.usage, exhausted=exhausted, truncation=truncation)
 
     def keep(self, attempt: Attempt) -> bool:
         """Add a decided attempt, and return whether the decision asks for another."""

@@ -23,6 +23,7 @@ from guard.engines.tool_support import possible_forms
 from guard.errors import ChatTemplateError, InputError
 from guard.policy.defects import Defect, find_defects
 from guard.policy.document import Fallback, Retry
+from guard.policy.truncation import Truncation
 from guard.records import Attempt, Decision, Escalation, FinishReason, Generation, Limits, Outcome, Prompt, Sampling
 from guard.review.handlers import NOBODY
 from guard.runtime.call_state import CallState, describe_error
@@ -233,23 +234,23 @@ class Call:
         if isinstance(settings, Retry):
             instruction = settings.instruction
             prompt = self.prompt.with_instruction(instruction) if instruction else self.prompt
-            limits = self._limits_left(settings.max_tokens)
             return AttemptPlan(resources.own, prompt, settings.sampling(self.state.usage.retries), limits)
         return AttemptPlan(resources.own, self.prompt, self.sampling, limits)
 
-    def _limits_left(self, max_tokens: int | None = None) -> Limits:
-        """Return the call's limits, reduced to the remaining budget; shadow mode changes nothing.
+    @property
+    def _wanted(self) -> int:
+        """Token limit of the attempt without the budget; a retry has no less room than the attempts before it."""
+        own, state = self.limits.max_tokens, self.state
+        return max(own, state.retry_tokens) if isinstance(state.settings, Retry) else own
 
-        Args:
-            max_tokens: token limit of the attempt, in place of the call's.
-        """
+    def _limits_left(self) -> Limits:
+        """Return the limits of the next attempt, reduced to the remaining budget; shadow mode changes nothing."""
         state = self.state
         if state.shadow:
             return self.limits
         # The next attempt reads about the same prompt again.
         prompt_tokens = state.attempts[-1].prompt_tokens if state.attempts else 0
-        wanted = max_tokens or self.limits.max_tokens
-        tokens = max(1, min(wanted, state.budget.tokens - state.tokens_used - prompt_tokens))
+        tokens = max(1, min(self._wanted, state.budget.tokens - state.tokens_used - prompt_tokens))
         seconds = max(0.001, state.deadline - time.monotonic())
         return replace(self.limits, max_tokens=tokens, timeout_s=min(seconds, self.limits.timeout_s or seconds))
 
@@ -258,7 +259,7 @@ class Call:
         if self.state.shadow:  # not decided here: a guarded call around this one must learn of the answer
             witness.begin(None).say(result.text)
         used = {"prompt_tokens": result.prompt_tokens, "completion_tokens": result.completion_tokens}
-        self.state.note_use(**used, last=self.live)
+        self.state.note_use(**used, last=self.live, truncation=self._truncation(plan, result))
         error = None
         try:
             score = self._scored(plan, result)
@@ -267,6 +268,21 @@ class Call:
                 raise
             score, error = None, describe_error(failure)
         return self._keep(plan, result, score, self._decide(plan, result, score, error), error)
+
+    def _truncation(self, plan: AttemptPlan, result: Result) -> Truncation | None:
+        """Return where an answer was cut, before it is among the attempts; None if it is whole."""
+        if plan.source is None or result.finish_reason != "length":
+            return None
+        state, asked, tokens = self.state, result.prompt_tokens, result.completion_tokens
+        # A retry reads the prompt again.
+        left = state.budget.tokens - state.tokens_used - 2 * asked - tokens
+        return Truncation(
+            tokens,
+            plan.limits.max_tokens,
+            self._wanted,
+            min(left, plan.source.engine.model.context_tokens - asked),
+            repeats=plan.source is self.resources.own and plan.prompt is self.prompt and result.sampling.is_greedy,
+        )
 
     def _scored(self, plan: AttemptPlan, result: Result) -> Score | None:
         """Return the score that the policy decides on."""

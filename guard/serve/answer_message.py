@@ -12,6 +12,7 @@ from typing import Any
 
 from guard.engines.strict_json import DECODER, json_text
 from guard.engines.tool_calls import ParsedAnswer, ToolCall, offered_names, parse_tool_calls
+from guard.policy.policy import Policy
 from guard.records import Action, Outcome
 from guard.serve.asked import Asked, WantedForm
 from guard.serve.json_schemas import follows
@@ -73,9 +74,15 @@ def answer_message(outcome: Outcome, asked: Asked, *, content_filter: bool = Fal
         return read_answer(outcome.answer or "", outcome.finish_reason, asked.form, reasoning=outcome.reasoning)
     refused = outcome.action is Action.ABSTAIN or asked.form.schema is not None
     text = outcome.answer
-    words = text or f"The policy '{asked.target.guard.policy.name}' gives no answer ({outcome.rule})."
+    words = text or _why_no_answer(outcome, asked.target.guard.policy)
     ending = "content_filter" if content_filter and outcome.action is Action.ABSTAIN else "stop"
     return AnswerMessage(text if refused else words, words if refused else None, finish_reason=ending)
+
+
+def _why_no_answer(outcome: Outcome, policy: Policy) -> str:
+    """Say which rule gives no answer, and of an answer that was cut what to raise."""
+    cut = outcome.finish_reason == "length" and policy.plan(outcome.route).stopped_by(("truncated",)) is not None
+    return f"The policy '{policy.name}' gives no answer ({outcome.rule}){f': {outcome.reason}' if cut else ''}."
 
 
 def read_answer(text: str, ended: str | None, form: WantedForm, *, reasoning: str | None = None) -> AnswerMessage:

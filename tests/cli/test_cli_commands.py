@@ -153,6 +153,14 @@ def test_ask_gives_programs_every_attempt(run: RunGuard, loads: Any, scorer: Pat
     assert outcome["p_wrong"] == pytest.approx(0.2, abs=1e-5)
 
 
+def test_ask_says_of_a_cut_answer_what_to_raise(run: RunGuard, loads: Any, scorer: Path, tmp_path: Path) -> None:
+    loads(lambda prompt, number: ("Paris, and not Lyon.", 0.1))
+    asked = ("ask", "Capital?", "--model", MODEL, "--scorer", scorer, "--policy", policy(tmp_path, HALF))
+    told = run(*asked, "--max-tokens", "6")
+    assert told.code == 10
+    assert "rule: on_error The answer is cut at its limit of 6 tokens; raise max_tokens" in told.words
+
+
 def test_ask_says_beside_the_figure_that_it_is_not_calibrated(
     run: RunGuard, loads: Any, scorer: Path, tmp_path: Path
 ) -> None:

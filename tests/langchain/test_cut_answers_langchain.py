@@ -20,7 +20,7 @@ from guard.langchain import ChatGuard, GuardMiddleware, guarded, trusted
 from guard.langchain.attempts.complete_json import IncompleteAnswerError, complete_json
 from guard.langchain.metadata import KEY, message_defects, read_finish_reason, read_score
 from guard.policy.policy import Policy, parse_policy
-from guard.records import Action, Prompt
+from guard.records import Action, Escalation, Prompt
 
 RULES = "rules: [{accept: {below: 0.5}}, {abstain: {text: By the rules.}}]\n"
 CLOSED = f"{RULES}on_error: {{abstain: {{text: On error.}}}}\n"
@@ -153,6 +153,13 @@ def test_a_chains_retry_may_have_more_room() -> None:
     assert [attempt.finish_reason for attempt in result.outcome.attempts] == ["length", "stop"]
 
 
+def test_a_chains_retry_has_no_less_room_than_its_model() -> None:
+    body = f"{CLOSED}truncated: {{retry: {{seed: 1, max_tokens: 6}}}}"
+    outcome = guarded(chat("Paris, not Lyon.", max_tokens=9), policy=policy(body)).with_outcome().invoke("q").outcome
+    assert [attempt.completion_tokens for attempt in outcome.attempts] == [9, 9]
+    assert outcome.reason.endswith("; raise max_tokens, or shorten the prompt")
+
+
 @every_way
 def test_a_live_stream_that_ends_cut_is_taken_back(run: RunChain) -> None:
     from guard.runtime.stream_monitor import RetractedError
@@ -210,6 +217,15 @@ def test_an_agents_retry_may_have_more_room() -> None:
     model, guarded_agent = agent(ended(said("Paris, not", 0.1), "length"), said("Paris, not Lyon", 0.1), body=body)
     assert guarded_agent.invoke({"messages": [HumanMessage("q")]})["messages"][-1].content == "Paris, not Lyon"
     assert model.asked[1][1]["max_tokens"] == 30
+
+
+def test_an_agents_retry_has_no_less_room_than_its_model() -> None:
+    cases: list[Escalation] = []
+    body = f"{RULES}on_error: {{escalate: {{to: [desk]}}}}\ntruncated: {{retry: {{seed: 1, max_tokens: 6}}}}"
+    middleware = GuardMiddleware(policy(body), handlers={"desk": cases.append})
+    model = chat("Paris, not Lyon.", max_tokens=9)
+    create_agent(model, [], middleware=[middleware]).invoke({"messages": [HumanMessage("q")]})
+    assert [attempt.completion_tokens for attempt in cases[0].attempts] == [9, 9]
 
 
 def test_a_cut_call_of_a_tool_is_not_carried_out() -> None:

@@ -242,7 +242,7 @@ def ask(request: pytest.FixtureRequest) -> AskCut:
 def test_an_answer_cut_at_its_limit_is_not_accepted(ask: AskCut) -> None:
     outcome = ask(guarded(saying("Paris, not Lyon.")), limits=Limits(max_tokens=5))
     assert (outcome.answer, outcome.action, outcome.rule) == ("On error.", Action.ABSTAIN, "on_error")
-    assert outcome.reason == "The answer is cut: it reached its token limit or the end of the context"
+    assert outcome.reason == "The answer is cut at its limit of 5 tokens; raise max_tokens"
     assert (outcome.finish_reason, outcome.attempts[0].finish_reason) == ("length", "length")
     assert outcome.p_wrong == pytest.approx(0.1, abs=1e-5), "it is scored all the same"
     assert outcome.errors == ()
@@ -281,6 +281,81 @@ def test_a_retry_may_have_more_room(ask: AskCut) -> None:
     assert (short.answer, len(short.attempts)) == ("On error.", 2), "cut again, and the retry is used up"
     poor = ask(guarded(saying("Paris, not Lyon."), f"{body}\nbudget: {{tokens: 20}}"), limits=Limits(max_tokens=5))
     assert (poor.answer, poor.attempts[-1].finish_reason) == ("On error.", "length"), "within the budget"
+
+
+LONG = "Paris, not Lyon, and not Nice."
+
+
+def test_a_retry_never_has_less_room_than_an_attempt_before_it(ask: AskCut) -> None:
+    retry = "retry: {times: 3, temperature: 0, instruction: Again."
+    rules = f"rules: [{{accept: {{below: 0.2}}}}, {{{retry}, below: 0.7}}}}, abstain]"
+    body = f"{rules}\ntruncated: {{{retry}, max_tokens: 12}}}}"
+    outcome = ask(guarded(saying(LONG), body), limits=Limits(max_tokens=20))
+    assert [attempt.completion_tokens for attempt in outcome.attempts] == [20, 20, 20, 20]
+    unsure = saying(LONG, "no", LONG, p_wrong=0.5)  # cut, then in doubt under a rule that states no limit
+    outcome = ask(guarded(unsure, body), limits=Limits(max_tokens=5))
+    assert [attempt.completion_tokens for attempt in outcome.attempts] == [5, 3, 12, 12]
+
+
+def lone(outcome: Outcome) -> str:
+    """Why a call with one cut attempt ended without an answer."""
+    assert [attempt.finish_reason for attempt in outcome.attempts] == ["length"]
+    assert (outcome.answer, outcome.rule) == ("On error.", "on_error")
+    return outcome.reason
+
+
+AGAIN = f"{CLOSED}truncated: {{retry: {{temperature: 0, max_tokens: 12}}}}\n"
+
+
+@pytest.mark.parametrize(
+    ("more", "context", "limit", "reason"),
+    [
+        ("", 400, 12, "The answer is cut at its limit of 12 tokens; {}; raise max_tokens"),
+        ("", 400, 20, "The answer is cut at its limit of 20 tokens; {}; raise max_tokens"),
+        ("budget: {tokens: 20}", 400, 8, "The answer is cut at its limit of 8 tokens; {}; raise max_tokens"),
+        ("", 14, 20, "The answer is cut after 10 tokens, where the context of the model ends; {}; {short}"),
+    ],
+)
+def test_a_retry_that_would_only_repeat_a_cut_answer_is_passed_over(
+    ask: AskCut, more: str, context: int, limit: int, reason: str
+) -> None:
+    guard = guarded(saying(LONG, context=context), f"{AGAIN}{more}")
+    skipped = "truncated is skipped because it would repeat it with no more room"
+    short = "shorten the prompt, or raise context_tokens"
+    assert lone(ask(guard, limits=Limits(max_tokens=limit))) == reason.format(skipped, short=short)
+
+
+def test_a_passed_over_retry_never_becomes_an_acceptance(ask: AskCut) -> None:
+    body = f"{RULES}on_error: accept\ntruncated: {{retry: {{temperature: 0}}}}"
+    outcome = ask(guarded(saying(LONG), body), limits=Limits(max_tokens=5))
+    assert (outcome.action, outcome.answer, len(outcome.attempts)) == (Action.ABSTAIN, None, 1)
+
+
+@pytest.mark.parametrize("retry", ["temperature: 0.5", "temperature: 0, instruction: Be brief."])
+def test_a_retry_that_may_give_another_answer_is_made_with_the_same_room(ask: AskCut, retry: str) -> None:
+    body = f"{CLOSED}truncated: {{retry: {{{retry}}}}}"
+    outcome = ask(guarded(saying(LONG, "Paris."), body), limits=Limits(max_tokens=10))
+    assert (outcome.answer, len(outcome.attempts)) == ("Paris.", 2)
+
+
+def test_a_greedy_retry_of_a_sampled_answer_is_made(ask: AskCut) -> None:
+    outcome = ask(guarded(saying(LONG, "Paris."), AGAIN), limits=Limits(max_tokens=12), sampling=Sampling(0.7, seed=1))
+    assert (outcome.answer, len(outcome.attempts)) == ("Paris.", 2)
+
+
+def test_an_answer_that_the_budget_cut_says_so(ask: AskCut) -> None:
+    outcome = ask(guarded(saying(LONG), f"{CLOSED}budget: {{tokens: 9}}"), limits=Limits(max_tokens=20))
+    assert lone(outcome) == "The answer is cut at its limit of 9 tokens; raise the policy's budget.tokens"
+
+
+def test_the_balanced_policys_retry_has_the_callers_room(ask: AskCut) -> None:
+    engine = saying("a" * 250, context=2000)
+    guard = Guard(engine, confidence_scorer(engine.model), "balanced", handlers={"review": lambda case: None})
+    short = ask(guard, limits=Limits(max_tokens=50))
+    assert [attempt.completion_tokens for attempt in short.attempts] == [50, 128]
+    assert short.reason.endswith("raise max_tokens")
+    assert [attempt.completion_tokens for attempt in ask(guard, limits=Limits(max_tokens=200)).attempts] == [200]
+    assert ask(guard, limits=Limits(max_tokens=300)).accepted
 
 
 def test_a_person_learns_that_the_answer_was_cut(ask: AskCut, tmp_path: Path) -> None:

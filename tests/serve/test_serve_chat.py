@@ -307,7 +307,8 @@ def test_a_raw_completion_that_was_cut_says_so_as_a_chat_answer_does(stream: boo
         chat = client.post("/v1/chat/completions", json={**ASK, "max_tokens": 5}).json()["choices"][0]["message"]
         body = {"model": "tiny", "prompt": "The capital is", "max_tokens": 5, "stream": stream}
         found = choices(client.post("/v1/completions", json=body).text)
-    assert "The policy 'whole' gives no answer" in chat["refusal"]
+    why = "The answer is cut at its limit of 5 tokens; raise max_tokens"
+    assert chat["refusal"] == f"The policy 'whole' gives no answer (on_error): {why}."
     assert ("".join(each["text"] for each in found), found[-1]["refusal"]) == (chat["refusal"], chat["refusal"])
     assert "Paris" not in str(found)
 

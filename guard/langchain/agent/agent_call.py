@@ -131,7 +131,7 @@ class AgentCall:
         if isinstance(settings, Retry):
             sampling = settings.sampling(self.state.usage.retries)
             chosen = {name: getattr(sampling, name) for name in ("temperature", "top_p", "top_k", "seed")}
-            chosen["max_tokens"] = settings.max_tokens
+            chosen["max_tokens"] = _higher_limit(self.state.retry_tokens, request)
             chosen = {name: value for name, value in chosen.items() if value is not None}
             request = request.override(model_settings={**request.model_settings, **chosen})
             if settings.instruction:
@@ -402,6 +402,12 @@ class AgentCall:
             known = self._tool_names()
             called = [name for name in called if name in known]
         return tuple(called)
+
+
+def _higher_limit(tokens: int, request: ModelRequest[Any]) -> int | None:
+    """Return the token limit of a retry: no lower than that of the request, or else of the model; None keeps that."""
+    own = request.model_settings.get("max_tokens") or getattr(request.model, "max_tokens", None)
+    return max(tokens, own) if tokens and isinstance(own, int) else tokens or None
 
 
 def _instructed(messages: list[AnyMessage], instruction: str) -> list[AnyMessage]:

@@ -29,7 +29,7 @@ class AttemptSettings:
         sampling: replaces the model's own; None keeps it.
         instruction: appended to the prompt.
         max_tokens: token budget that is left for one answer; None is no limit.
-        token_limit: replaces the model's own token limit of one answer; None keeps it.
+        token_limit: replaces the model's own token limit of one answer where that is lower; None keeps it.
         deadline: end of the budget's seconds on the clock of `time.monotonic`; None is never.
         once_cache: results of steps that run once, shared by all attempts of the guarded call.
         history: conversation history around the guarded call, if there is one.
@@ -52,8 +52,8 @@ class AttemptSettings:
         return own.with_instruction(self.instruction) if self.instruction else own
 
     def limits(self, own: Limits) -> Limits:
-        """Return the limits of one answer: the attempt's or the model's own, within the budget."""
-        tokens = self.token_limit or own.max_tokens
+        """Return the limits of one answer: the higher of the attempt's and the model's own, within the budget."""
+        tokens = max(self.token_limit or 0, own.max_tokens)
         tokens = tokens if self.max_tokens is None else max(1, min(tokens, self.max_tokens))
         if self.deadline is None:
             return replace(own, max_tokens=tokens)

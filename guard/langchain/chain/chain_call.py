@@ -101,7 +101,7 @@ class ChainCall:
         if isinstance(settings, Retry):
             sampling = settings.sampling(state.usage.retries)
             again = replace(
-                attempt, sampling=sampling, instruction=settings.instruction, token_limit=settings.max_tokens
+                attempt, sampling=sampling, instruction=settings.instruction, token_limit=state.retry_tokens or None
             )
             return ChainAttempt(OWN_ENGINE, self.rules.runnable, again)
         return ChainAttempt(OWN_ENGINE, self.rules.runnable, attempt)

@@ -106,7 +106,7 @@ def test_the_other_faces_answer_guarded(client: openai.OpenAI) -> None:
     answer: Any = client.completions.create(model="smollm2:never", prompt="The capital is")
     assert answer.guard["action"] == "abstain"
     # An answer that was cut is refused by on_error, in guard's words.
-    assert answer.choices[0].text in ("I cannot say.", "The policy 'served' gives no answer (on_error).")
+    assert answer.choices[0].text.startswith(("I cannot say.", "The policy 'served' gives no answer (on_error)"))
 
 
 def test_an_escalated_answer_is_in_the_queue_and_every_decision_in_the_audit_log(
