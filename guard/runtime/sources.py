@@ -168,7 +168,7 @@ def lacking(scorer: Scorer, policy: Policy, *, whose: str) -> Iterator[GuardErro
     Examples:
         >>> from guard.policy import parse_policy
         >>> from guard.scoring import load_scorer, shipped_scorer
-        >>> early = parse_policy("version: 1\nname: p\nrules: [abstain]\nearly: {above: 0.9, then: abstain}\n")
+        >>> early = parse_policy("version: 1\\nname: p\\nrules: [abstain]\\nearly: {above: 0.9, then: abstain}\\n")
         >>> [error.what for error in lacking(load_scorer(shipped_scorer()), early, whose="smollm2")]
         ["The policy 'p' stops answers early, and the scorer of 'smollm2' has no stages for it"]
     """
