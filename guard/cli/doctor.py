@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Annotated, Any
 
 import typer
@@ -126,6 +125,7 @@ def _store() -> Check:
 def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Check]:
     """Load, check the scorer's binding, and answer: each step only if the one before went well."""
     from guard.engines import EMBEDDED, load_engine
+    from guard.runtime.base_models import is_base_model
     from guard.runtime.sources import find_capture_point
     from guard.scoring.scorer import load_scorer, shipped_scorer
     from guard.scoring.shelf import scorers_for
@@ -138,8 +138,8 @@ def _model(model: str, scorer: str | None, options: dict[str, Any]) -> list[Chec
         info = engine.model
         detail = f"{info.name}: {info.architecture}, {info.quantization}, {info.layers} layers of {info.width}"
         checks = [Check("model", True, info.served or f"{detail}, on {info.engine}")]
-        if info.chat_template_sha256 == sha256(b"").hexdigest():
-            detail = "none: a base model, which continues a text; chats, tools and LangChain need one"
+        if is_base_model(info):
+            detail = "none: a base model, which is asked single questions; conversations and tools need one"
             checks.append(Check("chat template", None, detail))
         if scorer is None and model != EMBEDDED:
             fits = scorers_for(info)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from hashlib import sha256
 from typing import Any, TypeVar
 
 from guard.data.questions import LabelledResponse
@@ -13,7 +12,7 @@ from guard.engines.asked import RequestEngine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.errors import InputError
 from guard.records import CapturePoint
-from guard.runtime.base_models import COMPLETION_STOP
+from guard.runtime.base_models import COMPLETION_STOP, is_base_model
 
 _ValueT = TypeVar("_ValueT", str, int)
 
@@ -78,7 +77,7 @@ def settings_of_run(
     """
     options = dict(template_options or {})
     if completion is None:
-        completion = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
+        completion = is_base_model(engine.model)
     if completion:
         _check_completion(engine, sources, system, options)
         system = ""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from hashlib import sha256
 from typing import Any
 
 from guard.engines.asked import RequestEngine
 from guard.engines.protocols import Engine
 from guard.engines.system_messages import SHORT_ANSWER_SYSTEM
 from guard.records import FinishReason, Generation, Limits, Prompt
-from guard.runtime.base_models import COMPLETION_STOP, completion_text
+from guard.runtime.base_models import COMPLETION_STOP, completion_text, is_base_model
 
 #: Token limit of an answer, as of most calibrations.
 MAX_TOKENS = 32
@@ -78,9 +77,8 @@ def take_first_look(
     """
     if isinstance(engine, RequestEngine):  # a base model reads none
         engine.check_template_options(template_options or {})
-    base = engine.model.chat_template_sha256 == sha256(b"").hexdigest()
     limits = Limits(max_tokens=max_tokens or MAX_TOKENS, timeout_s=timeout_s)
-    if base:
+    if is_base_model(engine.model):
         prompt, limits = Prompt.raw(completion_text(question), plain=True), replace(limits, stop=COMPLETION_STOP)
     else:
         prompt = Prompt.chat(question, system=SHORT_ANSWER_SYSTEM, template_options=dict(template_options or {}))

@@ -23,7 +23,7 @@ from guard.policy.policy import Policy, load_policy
 from guard.records import Attempt, Generation, Limits, Outcome, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.review.handlers import HANDLERS, Handler, ReviewQueue, WaitingQueue, as_named
-from guard.runtime.base_models import completion_text, fitted_limits
+from guard.runtime.base_models import fitted_limits, put_as_fitted
 from guard.runtime.call_state import OWN_ENGINE, CallState
 from guard.runtime.decision_log import log_policy
 from guard.runtime.given_answers import score_given
@@ -260,7 +260,7 @@ class Guard:
         """Answer, score, decide, act.
 
         Args:
-            prompt: a question, chat messages, or a `Prompt`. A question gets the system message of the calibration.
+            prompt: a question, messages, or a `Prompt`. A question gets the system message or examples of calibration.
             route: name of a section of the policy, such as ``medical``.
             sampling: sampling parameters of the first attempt; greedy by default, as in calibration.
             limits: limits of each attempt; by default the token limit of the calibration.
@@ -358,21 +358,18 @@ class Guard:
         return score.deciding(self.policy.score), generation
 
     def _read(self, prompt: PromptLike, response: str, **asked: Any) -> Steps[tuple[Score, Generation]]:
-        if isinstance(prompt, str) and self.scorer.artefact.prompting.completion and not response[:1].isspace():
+        built = self.to_prompt(prompt)
+        if built is not prompt and built.messages is None and not response[:1].isspace():
             response = f" {response}"
-        return score_given(self._resources.own, self.to_prompt(prompt), response, **asked)
+        return score_given(self._resources.own, built, response, **asked)
 
     def to_prompt(self, prompt: PromptLike) -> Prompt:
-        """Return the prompt for a question, messages or a prompt."""
-        if isinstance(prompt, Prompt):
-            return prompt
-        if not isinstance(prompt, Iterable):
-            raise InputError(f"Expected a question, messages or a Prompt, got {type(prompt).__name__}")
-        prompting = self.scorer.artefact.prompting
-        if isinstance(prompt, str) and prompting.completion:
-            return Prompt.raw(completion_text(prompt), plain=True)
-        system = prompting.system if isinstance(prompt, str) else None
-        return Prompt.chat(prompt, system=system, template_options=self.template_options)
+        """Return the prompt for a question, messages or a prompt, put as in the calibration.
+
+        Raises:
+            InputError: it is no prompt, or more than the question that a base model's scorer was fitted on.
+        """
+        return put_as_fitted(self._written(prompt, {}), self.scorer.artefact.prompting)
 
     @property
     def limits(self) -> Limits:
@@ -419,6 +416,14 @@ class Guard:
 
     # -- parts of a call -----------------------------------------------------------------------
 
+    def _written(self, prompt: PromptLike, options: Mapping[str, Any]) -> Prompt:
+        if not isinstance(prompt, Iterable | Prompt):
+            raise InputError(f"Expected a question, messages or a Prompt, got {type(prompt).__name__}")
+        if not isinstance(prompt, Prompt):
+            system = self.scorer.artefact.prompting.system if isinstance(prompt, str) else None
+            prompt = Prompt.chat(prompt, system=system, template_options=self.template_options)
+        return replace(prompt, template_options={**prompt.template_options, **options}) if options else prompt
+
     def _call(
         self,
         prompt: PromptLike,
@@ -435,9 +440,7 @@ class Guard:
             raise InputError(f"metadata must be a mapping, got {type(metadata).__name__}")
         limits = limits or self.limits
         state = CallState(self.policy, route)
-        built = self.to_prompt(prompt)
-        if template_options:
-            built = replace(built, template_options={**built.template_options, **template_options})
+        built = put_as_fitted(self._written(prompt, template_options or {}), self.scorer.artefact.prompting)
         if cache_key is not None:
             built = replace(built, cache_key=cache_key)
         if response_format is not None:

@@ -241,11 +241,17 @@ def checked_options(engine: Engine, scorer: Scorer, given: Mapping[str, Any] | N
     """Return the template options: the given ones, or else those of the calibration.
 
     Raises:
-        InputError: the model's chat template does not read one of them.
+        InputError: the model's chat template does not read one of them, or the calibration used none.
     """
     options = dict(scorer.artefact.prompting.template_options if given is None else given)
     if isinstance(engine, RequestEngine):
         engine.check_template_options(options)
+    if options and scorer.artefact.prompting.completion:
+        raise InputError(
+            "A question behind solved examples cannot have options of a chat template",
+            why="the scorer was fitted on texts that the model continues",
+            fix="Leave template_options= (--template-option) out",
+        )
     return options
 
 

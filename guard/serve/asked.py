@@ -18,6 +18,7 @@ from guard.errors import InputError
 from guard.records import Limits, Prompt, Sampling
 from guard.response_format import ResponseFormat
 from guard.serve.bodies import AskingBody, ChatBody, CompletionBody, MessageBody, ToolChoice
+from guard.serve.fitted_questions import check_question
 from guard.serve.request_errors import RequestError
 from guard.serve.served_models import ModelRoute
 from guard.serve.token_logprobs import check_top_logprobs
@@ -119,12 +120,11 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
     """
     body.check_offered()
     _check_logprobs(body, target)
-    form = _form(body, target)
-    prompting = target.guard.scorer.artefact.prompting
-    options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
-    prompt = Prompt.chat(chat_turns(body.messages), system=prompting.system, tools=form.tools, template_options=options)
+    prompt = _messages(body, target)
     check_length(prompt, bounds)
-    prompt = replace(prompt, top_logprobs=body.top_logprobs or 0)
+    check_question(prompt, target)
+    form = _form(body, target)
+    prompt = replace(target.guard.to_prompt(prompt), top_logprobs=body.top_logprobs or 0)
     if form.schema is not None:
         prompt = replace(prompt, response_format=ResponseFormat.json(form.schema or None))  # refuses a large one
     elif form.demanded and isinstance(target.guard.engine, TokenizingEngine):  # a served model has no grammar of calls
@@ -136,7 +136,7 @@ def asked_chat(body: ChatBody, target: ModelRoute, *, bounds: Bounds, key: str, 
         target=target,
         prompt=prompt,
         sampling=_sampling(body),
-        limits=_limits(body.tokens(), body.stop, target, bounds),
+        limits=_limits(body.tokens(), body.stop, target, bounds, always=target.guard.limits.stop),
         metadata={**metadata, **(body.metadata or {})},
         form=form,
         cache_key=_cache_key(key, body.prompt_cache_key),
@@ -177,6 +177,18 @@ def _check_logprobs(body: ChatBody, target: ModelRoute) -> None:
 
 
 # -- parts of it -------------------------------------------------------------------------------
+
+
+def _messages(body: ChatBody, target: ModelRoute) -> Prompt:
+    """Return the messages of a request with its tools and template options, as the client sent them."""
+    system = target.guard.scorer.artefact.prompting.system
+    options = {**target.guard.template_options, **(body.chat_template_kwargs or {})}
+    return Prompt.chat(chat_turns(body.messages), system=system, tools=_offered(body), template_options=options)
+
+
+def _offered(body: ChatBody) -> list[dict[str, Any]]:
+    """Return the definitions of the tools that an answer may call."""
+    return [] if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
 
 
 def chat_turns(messages: Iterable[MessageBody]) -> list[dict[str, Any]]:
@@ -255,8 +267,7 @@ def check_length(prompt: Prompt, bounds: Bounds, *, param: str = "messages") -> 
 
 def _form(body: ChatBody, target: ModelRoute) -> WantedForm:
     """Return the form that the answer must have."""
-    offered = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
-    tools = [] if body.tool_choice == "none" else offered
+    tools = _offered(body)
     names = offered_names(tools)
     if len(set(names)) < len(names):
         raise RequestError("Two tools have the same name", param="tools")
@@ -305,7 +316,14 @@ def _sampling(body: AskingBody) -> Sampling:
     return Sampling(**given)
 
 
-def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute, bounds: Bounds) -> Limits:
+def _limits(
+    tokens: int | None,
+    stop: str | list[str] | None,
+    target: ModelRoute,
+    bounds: Bounds,
+    *,
+    always: tuple[str, ...] = (),
+) -> Limits:
     own = target.guard.limits
     if tokens is not None and tokens > bounds.answer_tokens:
         raise RequestError(
@@ -318,7 +336,7 @@ def _limits(tokens: int | None, stop: str | list[str] | None, target: ModelRoute
     with _names("max_tokens"):
         limits = Limits(wanted, own.stop, bounds.seconds)
     with _names("stop"):
-        return replace(limits, stop=stops or own.stop)
+        return replace(limits, stop=(*always, *stops) or own.stop)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from guard.serve.bodies import Body, GuardOptions, MessageBody
 from guard.serve.callers import Caller
 from guard.serve.calls_seen import CallsSeen
 from guard.serve.event_stream import unless_left
+from guard.serve.fitted_questions import check_question
 from guard.serve.request_errors import RequestError
 from guard.serve.served_models import ModelRoute
 from guard.serve.server import KEY_METADATA, Server
@@ -150,6 +151,7 @@ async def _scored(server: Server, target: ModelRoute, caller: Caller, question: 
     if isinstance(question, Prompt) and question.messages is not None:
         system = guard.scorer.artefact.prompting.system
         question = Prompt.chat(question.messages, system=system, template_options=guard.template_options)
+    check_question(question if isinstance(question, Prompt) else Prompt.chat(question), target)
     with server.responder.admission.admitted():
         limits = Limits(timeout_s=server.settings.bounds.seconds)
         score, generation = await guard.aread_answer(question, answer, cache_key=caller.id, limits=limits)

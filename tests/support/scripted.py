@@ -248,3 +248,14 @@ def confidence_scorer(model: ModelInfo | None = None) -> Scorer:
     nothing = np.zeros((len(ACTIVATION_TOKENS), artefact.binding.layers, artefact.binding.width), np.float32)
     own = artefact.scores["guard"].model_copy(update={"probe": LinearProbe.from_array(nothing)})
     return Scorer(artefact.model_copy(update={"scores": {**artefact.scores, "guard": own}}))
+
+
+def base_scorer(model: ModelInfo | None = None, *, max_tokens: int = 16) -> Scorer:
+    """The same of a base model, which was calibrated on questions behind solved examples."""
+    prompting = Prompting(system="", max_tokens=max_tokens, completion=True)
+    return Scorer(confidence_scorer(model).artefact.model_copy(update={"prompting": prompting}))
+
+
+def base_model() -> ModelInfo:
+    """A scripted model without a chat template, with room for the solved examples."""
+    return scripted_model(chat_template_sha256=hashlib.sha256(b"").hexdigest(), context_tokens=2000)

@@ -74,7 +74,7 @@ def serving(
     background: str | None = None,
     guard_options: Mapping[str, Any] | None = None,
     context: int = 400,
-    max_tokens: int = 200,
+    max_tokens: int | None = 200,
     **parts: Any,
 ) -> Iterator[Served]:
     """Serve one model, ``tiny``, over real HTTP."""

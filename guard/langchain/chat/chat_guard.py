@@ -46,6 +46,7 @@ from guard.langchain.messages import chat_turns
 from guard.policy.policy import load_policy
 from guard.records import Limits, Prompt, Sampling
 from guard.review.handlers import HANDLERS, as_named
+from guard.runtime.base_models import fitted_limits, put_as_fitted
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
 from guard.runtime.steps import Emit, Step, Steps, Stream, adrive, adrive_stream, drive, drive_stream
@@ -150,8 +151,7 @@ class ChatGuard(RoutedChatModel):
         """Refuse invalid settings, models and policies when the model is built, not in the first call."""
         self._sampling({})
         self._limits(None, {})
-        self._runtime()
-        self._options({})
+        self._put(Prompt.chat("?", system=self._system(), template_options=self._options({})))
         return self
 
     @classmethod
@@ -451,7 +451,7 @@ class ChatGuard(RoutedChatModel):
         prompt = Prompt.chat(
             chat_turns(messages), system=self._system(), tools=tools, template_options=self._options(options)
         )
-        prompt = replace(prompt, cache_key=options.get("cache_key", self.cache_key))
+        prompt = replace(self._put(prompt), cache_key=options.get("cache_key", self.cache_key))
         form = find_form(self._runtime().engine, self.model) if names else HERMES
         prompt = in_asked_form(prompt, options, tools, form)
         prompt = attempt.prompts[prompt_text(messages)] = attempt.prompt(prompt)
@@ -464,6 +464,9 @@ class ChatGuard(RoutedChatModel):
             demanded=tool_instruction(options.get("tool_choice"), names) is not None,
             around=self.text_around_calls,
         )
+
+    def _put(self, prompt: Prompt) -> Prompt:
+        return put_as_fitted(prompt, self._runtime().scorer.artefact.prompting)
 
     def _system(self) -> str | None:
         own = self.system
@@ -479,12 +482,13 @@ class ChatGuard(RoutedChatModel):
         return Sampling(**{name: options.get(name, getattr(self, name)) for name in _SAMPLING})
 
     def _limits(self, stop: list[str] | None, options: Mapping[str, Any]) -> Limits:
+        fitted = fitted_limits(self._runtime().scorer.artefact.prompting)
         max_tokens = options.get("max_tokens", self.max_tokens)
-        if max_tokens is None:
-            max_tokens = self._runtime().scorer.artefact.prompting.max_tokens
         ends: Any = (self.stop if stop is None else stop) or ()
         stops: Any = ends if isinstance(ends, str) else tuple(ends)  # tuple() of a text would give its characters
-        return Limits(max_tokens, stops, options.get("timeout", self.timeout))
+        tokens = fitted.max_tokens if max_tokens is None else max_tokens
+        limits = Limits(tokens, stops, options.get("timeout", self.timeout))
+        return replace(limits, stop=(*fitted.stop, *limits.stop))
 
 
 def _emit(answering: AnswerWitness, run_manager: RunManager, chunk: ChatGenerationChunk) -> Stream:
