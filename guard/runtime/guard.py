@@ -45,10 +45,10 @@ from guard.runtime.sources import (
     missing_fallback,
 )
 from guard.runtime.steps import Steps, adrive, adrive_stream, drive, drive_stream
+from guard.runtime.unscored_models import without_scorer
 from guard.scores import Score
 from guard.scoring.provenance import Binding
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.shelf import missing_scorer
 
 if TYPE_CHECKING:
     from guard.audit.log import AuditLog
@@ -215,7 +215,7 @@ class Guard:
             all_scores: see `Guard`.
         """
         if scorer is None and str(model) != EMBEDDED:
-            raise missing_scorer(model)
+            raise without_scorer(model, engine, engine_options)
         chosen = load_policy(policy)
         certificate = needed_certificates(chosen, certificate)
         fitted = load_scorer(shipped_scorer() if scorer is None else scorer)

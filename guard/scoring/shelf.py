@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -76,19 +77,29 @@ def scorers_for(model: ModelInfo) -> list[str]:
     return [name for name, path in sorted(shelved().items()) if _is_of(path, model)]
 
 
-def missing_scorer(model: str | Path) -> ScorerError:
-    """Return the error of loading a model without a scorer; it names those on the shelf.
+def missing_scorer(model: str | Path, fitting: Sequence[str] | None = None) -> ScorerError:
+    """Return the error of loading a model without a scorer; it names those on the shelf, or those of the model.
+
+    Args:
+        model: its name.
+        fitting: names on the shelf that were fitted on it; None where the model could not be compared.
 
     Examples:
         >>> print(missing_scorer("my-model.gguf").what)
         There is no scorer for 'my-model.gguf'
     """
-    return ScorerError(
-        f"There is no scorer for '{model}'",
-        why="only the embedded model is loaded without naming one",
-        fix="Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json. Or name one of the shelf "
-        f"({', '.join(sorted(shelved()))}), if guard scorers check NAME --model MODEL says that it fits",
-    )
+    why = "only the embedded model is loaded without naming one"
+    fit = "it one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json"
+    if fitting:
+        fix = (
+            f"Name the one on the shelf that was fitted on this very model: --scorer {' or '.join(fitting)}. Or f{fit}"
+        )
+    elif fitting is not None:
+        fix = f"F{fit}. None on the shelf was fitted on this model"
+    else:
+        fix = f"F{fit}. Or name one of the shelf ({', '.join(sorted(shelved()))}), if guard scorers check NAME --model "
+        fix += "MODEL says that it fits"
+    return ScorerError(f"There is no scorer for '{model}'", why=why, fix=fix)
 
 
 def place_for(name: str) -> Path:

@@ -136,5 +136,17 @@ def test_no_policy_takes_a_first_look_for_a_probability(
     model: Path, option: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GUARD_STORE", str(tmp_path / "reviews.db"))
-    with pytest.raises(ScorerError, match="There is no scorer for"):
+    with pytest.raises(ScorerError, match=r"There is no scorer for .* None on the shelf was fitted on this model"):
         run("ask", "Is 1?", "--model", str(model), *option)
+
+
+def test_a_policy_without_a_scorer_names_the_one_that_fits_and_no_other(
+    model: Path, scorer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GUARD_SCORERS", str(tmp_path))
+    shutil.copy(scorer, tmp_path / "noise.json")
+    with pytest.raises(ScorerError) as caught:
+        run("ask", "Is 1?", "--model", str(model), "--policy", "strict")
+    assert "--scorer noise. " in caught.value.fix
+    assert "smollm2" not in caught.value.fix
+    assert "scorers check" not in caught.value.fix

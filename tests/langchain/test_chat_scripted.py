@@ -300,7 +300,11 @@ def test_an_attempt_of_a_guarded_chain_changes_what_is_asked(how: str) -> None:
         ({"policy": "balancd"}, InputError, "Did you mean 'balanced'"),
         ({"policy": "strict", "route": "x"}, InputError, "has no route 'x'"),
         ({"policy": policy("[accept]", "streaming: live")}, InputError, "holds its answers"),
-        ({"scorer": None}, ScorerError, "There is no scorer for 'scripted'"),
+        (
+            {"scorer": None},
+            ScorerError,
+            "There is no scorer for 'scripted'.* None on the shelf was fitted on this model",
+        ),
     ],
 )
 def test_bad_settings_are_found_when_the_model_is_built(settings: Any, error: Any, words: str) -> None:

@@ -50,8 +50,8 @@ from guard.runtime.base_models import fitted_limits, put_as_fitted
 from guard.runtime.guard import Guard
 from guard.runtime.sources import FALLBACKS, bind_scorer, checked_options, declared_sources, loading_options
 from guard.runtime.steps import Emit, Step, Steps, Stream, adrive, adrive_stream, drive, drive_stream
+from guard.runtime.unscored_models import without_scorer
 from guard.scoring.scorer import Scorer, load_scorer, shipped_scorer
-from guard.scoring.shelf import missing_scorer
 
 RunManager = CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None
 
@@ -177,7 +177,7 @@ class ChatGuard(RoutedChatModel):
 
     def _make_runtime(self) -> ChatRuntime:
         if self.scorer is None and self.model != EMBEDDED:
-            raise missing_scorer(self.model)
+            raise without_scorer(self.model, self.engine, self.engine_options)
         fitted = self.scorer
         if not isinstance(fitted, Scorer):
             fitted = load_scorer(shipped_scorer() if fitted is None else fitted)
