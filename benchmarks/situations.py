@@ -2,10 +2,10 @@
 
     python benchmarks/situations.py kept.jsonl --passages halueval_qa.jsonl.gz --data cities.jsonl.gz [--limit 60]
 
-The embedded model answers questions with a passage: none, its own, which says the answer, that of another question,
+The model (by default the embedded one) answers questions with a passage: none, its own, which says the answer, that of another question,
 which does not, and its own with the answer exchanged for that of another question. An answer is wrong where it is
 not the true one, whatever the passage says. The questions of --data it answers in a few words, and as the argument of
-a tool: a JSON object, decoded by a schema, of which the value is graded. The shipped scorer scores the answers.
+a tool: a JSON object, decoded by a schema, of which the value is graded. Its scorer scores the answers.
 
 Printed are, for each situation, the share of wrong answers beside the mean p_wrong, AUROC with its 95 % interval over
 answers, Brier score, both also for the log-probabilities alone, and the share of answers that the scorer marks: above
@@ -182,23 +182,25 @@ def main() -> None:
     parser.add_argument("--passages", action="append", default=[], help="a set with passages; repeatable")
     parser.add_argument("--data", action="append", default=[], help="a set for a tool's arguments; repeatable")
     parser.add_argument("--limit", type=int, default=60, help="questions of each set")
+    parser.add_argument("--model", default=EMBEDDED, help="GGUF file; by default the embedded model")
+    parser.add_argument("--scorer", type=Path, help="of the model; by default the embedded model's")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    scorer, wanted = load_scorer(shipped_scorer()), list[SituatedQuestion]()
+    scorer, wanted = load_scorer(asked.scorer or shipped_scorer()), list[SituatedQuestion]()
     if asked.passages:
         wanted += with_passages(fresh_questions(read_sets(asked.passages), scorer, limit=asked.limit))
     if asked.data:
         rows = fresh_questions(read_sets(asked.data), scorer, limit=asked.limit)
         wanted += [SituatedQuestion(situation, row) for row in rows for situation in (PLAIN, AS_TOOL)]
-    with load_engine(EMBEDDED, threads=asked.threads, trial_load=False) as engine:
+    with load_engine(asked.model, threads=asked.threads, trial_load=False) as engine:
         scorer = scorer.for_model(engine.model, find_capture_point(engine))
         answers = ask(engine, scorer, wanted, asked.kept)
     situations = dict.fromkeys(each.situation for each in answers)
     found = {name: judged([each for each in answers if each.situation == name]) for name in situations}
     show(found)
     if asked.out:
-        about = {"machine": machine(), "versions": versions(), "limit": asked.limit}
+        about = {"model": Path(asked.model).name, "machine": machine(), "versions": versions(), "limit": asked.limit}
         asked.out.write_text(json.dumps({**about, "situations": found}, indent=1) + "\n", encoding="utf-8")
 
 
