@@ -2,10 +2,10 @@
 
     python benchmarks/situations.py kept.jsonl --passages halueval_qa.jsonl.gz --data cities.jsonl.gz [--limit 60]
 
-The model (by default the embedded one) answers questions with a passage: none, its own, which says the answer, that of another question,
-which does not, and its own with the answer exchanged for that of another question. An answer is wrong where it is
-not the true one, whatever the passage says. The questions of --data it answers in a few words, and as the argument of
-a tool: a JSON object, decoded by a schema, of which the value is graded. Its scorer scores the answers.
+The model (by default the embedded one) answers questions with a passage: none, its own, which says the answer, that of
+another question, which does not, and its own with the answer exchanged for that of another question. An answer is wrong
+where it is not the true one, whatever the passage says. The questions of --data it answers in a few words, and as the
+argument of a tool: a JSON object, decoded by a schema, of which the value is graded. Its scorer scores the answers.
 
 Printed are, for each situation, the share of wrong answers beside the mean p_wrong, AUROC with its 95 % interval over
 answers, Brier score, both also for the log-probabilities alone, and the share of answers that the scorer marks: above
