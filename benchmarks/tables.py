@@ -52,21 +52,35 @@ _SETTINGS = {
 }
 
 
+#: Methods whose Brier score the README shows, and the share of wrong answers at which it says how many are accepted.
+_BRIER, _AT_MOST = (OWN, "log-probabilities"), 0.2
+
+
 def overview(result: EvaluationResult) -> str:
-    """Return the README's table: AUROC of guard and of other methods on sets that they were not fitted on."""
-    lines = _header("model", *("guard" if name == OWN else name for name in CROSSED))
+    """Return the README's table: guard and other methods on sets that they were not fitted on."""
+    names = ["guard" if name == OWN else name for name in CROSSED]
+    lines = _header(
+        "model", *names, "Brier: guard", "log-probabilities", f"accepted at {_AT_MOST:.0%}".replace("%", " %")
+    )
     for model in result.models:
         if model is not _largest(model, result.models):
             continue
-        lines += _overview(_setting(model, LEAVE_ONE_OUT), _name(model))
+        lines += _overview(_setting(model, LEAVE_ONE_OUT), _name(model), _coverage(model))
         if new := model.setting(HELD_OUT):
-            lines += _overview(new, f"{_name(model)}, new sets")
+            lines += _overview(new, f"{_name(model)}, new sets", "")
     return "\n".join(lines) + "\n"
 
 
-def _overview(found: SettingResult, name: str) -> Iterator[str]:
-    values = [_value(found, each, "AUROC") for each in CROSSED]
-    yield _row(name, *_best(values, "AUROC"))
+def _overview(found: SettingResult, name: str, accepted: str) -> Iterator[str]:
+    values, brier = ([_value(found, each, "AUROC") for each in CROSSED], [_value(found, x, "Brier") for x in _BRIER])
+    yield _row(name, *_best(values, "AUROC"), *_best(brier, "Brier"), accepted)
+
+
+def _coverage(model: ModelResult) -> str:
+    """Say how many answers one threshold accepts with at most `_AT_MOST` wrong ones among them."""
+    points = model.pooled.points if model.pooled else ()
+    found = next((each.coverage.value for each in points if each.risk == _AT_MOST), None)
+    return "" if found is None else f"{100 * found:.0f} %"
 
 
 def report(result: EvaluationResult) -> str:
