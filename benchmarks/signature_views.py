@@ -61,6 +61,14 @@ def two_logarithms(answers: Answers) -> Matrix:
     return all_logarithms(answers)[:, [1, 5]]
 
 
+def four_logarithms(answers: Answers) -> Matrix:
+    """Return these two, log(-first log-probability) and log(-log-probability of the whole answer)."""
+    raw, logs = raw_columns(answers), all_logarithms(answers)
+    length = margin_columns(answers)[:, -1:]  # the logarithm of the number of tokens
+    whole = np.log(np.maximum(np.abs(raw[:, :1]), 1e-4)) + length
+    return np.hstack([two_logarithms(answers), logs[:, [2]], whole])
+
+
 # -- views of the layers -----------------------------------------------------------------------
 
 
@@ -136,13 +144,16 @@ COLUMNS: Mapping[str, Callable[[Answers], Matrix]] = {
     "raw+": margin_columns,
     "logs": all_logarithms,
     "2 logs": two_logarithms,
+    "4 logs": four_logarithms,
 }
 
 
-def table_of(answers: Answers, rows: NDArray[np.intp]) -> Table:
-    """Return the inputs of all variants; views are standardised over the training answers."""
-    kernels = {"probe": np.asarray(answers.products.between(np.arange(len(answers)), np.arange(len(answers))))}
-    for name, view in VIEWS.items():
+def table_of(answers: Answers, rows: NDArray[np.intp], *, layers: bool) -> Table:
+    """Return the inputs of all variants; views are standardised over the training answers, and left out on demand."""
+    every, kernels = np.arange(len(answers)), dict[str, Matrix]()
+    if layers:
+        kernels["probe"] = np.asarray(answers.products.between(every, every))
+    for name, view in VIEWS.items() if layers else ():
         values = view(answers)
         scale = values[rows].std(axis=0)
         kept = scale > 1e-9
@@ -193,27 +204,29 @@ def probabilities(table: Table, variant: Variant, learn: NDArray[np.intp], out: 
 
 
 def variants() -> Iterator[tuple[str, Variant]]:
-    for name in ("raw", "logs", "2 logs"):
+    for name in ("raw", "logs", "2 logs", "4 logs"):
         yield f"log-probabilities: {name}", Variant((name,))
-    yield "log-probabilities: raw, and 2 logs", Variant(("raw", "2 logs"))
+    for name in ("2 logs", "4 logs"):
+        yield f"log-probabilities: raw, and {name}", Variant(("raw", name))
     today = ("raw", "raw+")
     yield "guard today", Variant(today, ("probe",))
-    yield "guard, 2 logs, raw and raw+", Variant(("2 logs", *today), ("probe",))
+    for name in ("2 logs", "4 logs"):
+        yield f"guard, {name}, raw and raw+", Variant((name, *today), ("probe",))
     yield "log-probabilities with map", Variant(("2 logs",), ("map (last, mean)",))
     for name in VIEWS:
         yield f"guard today, and {name}", Variant(today, ("probe", name))
     yield "guard today, and map in the same regressions", Variant(today, ("probe", "map (last, mean)"), joint=True)
 
 
-def compare(answers: Answers, new: Answers | None) -> None:
+def compare(answers: Answers, new: Answers | None, *, layers: bool) -> None:
     joined = answers if new is None else concatenate([answers, new])
     known = np.isin(joined.dataset, np.unique(answers.dataset))
-    table = table_of(joined, np.flatnonzero(known))
+    table = table_of(joined, np.flatnonzero(known), layers=layers)
     sets = np.unique(answers.dataset)
     print(f"{len(answers)} answers of {len(sets)} sets; {len(joined) - len(answers)} of further sets")
     print("variant | AUROC, mean of sets | AUROC, pooled | Brier | new: AUROC | pooled | Brier")
     print("--- | --- | --- | --- | --- | --- | ---")
-    for name, variant in variants():
+    for name, variant in ((name, variant) for name, variant in variants() if layers or not variant.views):
         p = np.full(len(joined), np.nan)
         for each in sets:
             out = np.flatnonzero(joined.dataset == each)
@@ -237,8 +250,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("records", type=Path)
     parser.add_argument("--new", type=Path, help="answers to sets that no variant is fitted on")
+    parser.add_argument("--without-layers", action="store_true", help="only variants of the log-probabilities")
     asked = parser.parse_args()
-    compare(Answers.read(asked.records), Answers.read(asked.new) if asked.new else None)
+    new = Answers.read(asked.new) if asked.new else None
+    compare(Answers.read(asked.records), new, layers=not asked.without_layers)
 
 
 if __name__ == "__main__":
