@@ -32,8 +32,8 @@ from guard.data.answers import Answers
 from guard.evaluation.methods import LinearProbeMethod
 from guard.records import Doubles
 
-Rows = NDArray[np.intp]
-FitAndScore = Callable[[Rows, Rows], Doubles]
+AnswerRows = NDArray[np.intp]
+FitAndScore = Callable[[AnswerRows, AnswerRows], Doubles]
 
 TOKENS = {"last": LAST, "mean": MEAN}
 #: Number of trees with guard's settings; guard chooses among 50 to 400 on held-out answers.
@@ -67,7 +67,7 @@ def _by_columns(answers: Answers, columns: Matrix, make: Callable[[], Any]) -> F
     return lambda learn, out: make().fit(columns[learn], answers.wrong[learn]).predict_proba(columns[out])[:, 1]
 
 
-def _by_probe(answers: Answers, learn: Rows, out: Rows) -> Doubles:
+def _by_probe(answers: Answers, learn: AnswerRows, out: AnswerRows) -> Doubles:
     return LinearProbeMethod().fit(answers.take(learn), seed=0).p_wrong(answers.take(out))
 
 
