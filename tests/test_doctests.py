@@ -1,4 +1,4 @@
-"""Every function on the face of a package has an example in its docstring that runs; so do those of classes."""
+"""Every function on the face of a package has an example in its docstring; all examples of all modules run."""
 
 from __future__ import annotations
 
@@ -83,4 +83,27 @@ def run_examples(of: Any, name: str) -> None:
     assert run, f"{name} has no example that runs"
     report: list[str] = []
     doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append)
+    assert not report, "".join(report)
+
+
+ROOT = Path(guard.__file__).parents[1]
+#: Modules with examples, public or not.
+MODULES = [
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in sorted((ROOT / "guard").rglob("*.py"))
+    if ">>>" in path.read_text("utf-8") and path.name != "__init__.py"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_examples_of_a_module_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The functions and classes on faces have tests of their own, which name what they need."""
+    monkeypatch.chdir(tmp_path)
+    module = pytest.importorskip(name, reason="needs a package that is not installed")
+    public = {id(getattr(importlib.import_module(face), each)) for face in FACES for each in face_names(face)}
+    report: list[str] = []
+    for test in doctest.DocTestFinder(exclude_empty=True).find(module):
+        _, _, own = test.name.removeprefix(name).partition(".")
+        if id(vars(module).get(own.partition(".")[0])) not in public:
+            doctest.DocTestRunner(optionflags=FLAGS).run(test, out=report.append)
     assert not report, "".join(report)

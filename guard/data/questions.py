@@ -233,7 +233,7 @@ def choose_split(text: str, *, seed: int, shares: Mapping[str, float]) -> str:
     """Return the part that the row of a `split_text` belongs to; see `split_questions`.
 
     Examples:
-        >>> choose_split("what is 1 + 1", seed=0, shares={"fit": 0.8, "test": 0.2})
+        >>> choose_split("what is 2 + 2", seed=0, shares={"fit": 0.8, "test": 0.2})
         'fit'
     """
     names, ends = list(shares), list(itertools.accumulate(shares.values()))

@@ -11,8 +11,8 @@ def first_sentence(answer: str) -> tuple[str, str]:
     """Return the answer up to its first line end or full stop, and the rest. A short word (``Dr.``) ends no sentence.
 
     Examples:
-        >>> first_sentence("Dr. Jekyll did it. Or Mr. Hyde.")
-        ('Dr. Jekyll did it.', 'Or Mr. Hyde.\\n')
+        >>> first_sentence("Dr. Jekyll came home. Or Mr. Hyde.")
+        ('Dr. Jekyll came home.', 'Or Mr. Hyde.\\n')
     """
     line, _, more = answer.strip().partition("\n")
     parts = _END.split(line, maxsplit=1)

@@ -76,7 +76,7 @@ def evidence_path(wrong: Iterable[bool], *, risk: float, false_alarms: float) ->
 
     Examples:
         >>> [round(each, 2) for each in evidence_path([False, True], risk=0.05, false_alarms=0.05)]
-        [0.89, 1.46]
+        [0.89, 1.88]
     """
     for name, share in (("risk", risk), ("false_alarms", false_alarms)):
         if not 0.0 < share < 1.0:

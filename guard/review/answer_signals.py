@@ -57,7 +57,7 @@ def unpack_map(kept: Any) -> NDArray[np.float32] | None:
 
     Examples:
         >>> import numpy as np
-        >>> unpack_map(pack_map(np.ones((2, 2), np.float32))).tolist()
+        >>> unpack_map(pack_map(np.ones((2, 2), np.float32))).round(3).tolist()
         [[0.0, 0.0], [0.0, 0.0]]
     """
     import numpy as np

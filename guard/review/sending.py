@@ -59,7 +59,7 @@ def signed_headers(message_id: str, body: str, secrets: Sequence[str], at: int) 
 
     Examples:
         >>> signed_headers("msg_1", "{}", ["whsec_c2VjcmV0"], 0)["webhook-signature"][:12]
-        'v1,zgnbmk/Xd'
+        'v1,sti6m5wfz'
     """
     signatures = [
         hmac.digest(

@@ -102,8 +102,9 @@ def end_lost(news: Mapping[str, News], ended: Mapping[str, Exception]) -> dict[s
         ended: why vLLM has ended some requests.
 
     Examples:
-        >>> end_lost({"a": News("Par")}, {"a": EngineError("It stopped"), "b": EngineError("It is gone")})["b"].error
-        EngineError('It is gone')
+        >>> found = end_lost({"a": News("Par")}, {"a": EngineError("It stopped"), "b": EngineError("It is gone")})
+        >>> str(found["b"].error)
+        'It is gone.'
     """
     lost = {key: News(error=error) for key, error in ended.items() if key not in news or not news[key].is_last}
     return {**news, **lost}
