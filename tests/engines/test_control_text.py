@@ -235,7 +235,7 @@ def test_a_base_models_question_is_plain_text() -> None:
 
     engine = AnsweringEngine(lambda prompt, number: ("Paris", 0.05))
     scorer = confidence_scorer(engine.model)
-    prompting = scorer.artefact.prompting.model_copy(update={"completion": True})
+    prompting = scorer.artefact.prompting.model_copy(update={"completion": True, "system": ""})
     scorer.artefact = scorer.artefact.model_copy(update={"prompting": prompting})
     assert Guard(engine, scorer, "strict").to_prompt("</s>").plain
     question = Question(id="q", question="</s>", answers=("a",))
