@@ -10,6 +10,7 @@ curves and single cells, which belong in the report. A test compares the documen
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -319,7 +320,13 @@ def figures_of(result: EvaluationResult) -> EvaluationResult:
         )
         for model in result.models
     ]
-    return replace(result, models=tuple(models))
+    commands = tuple(map(without_folders, result.provenance.commands))
+    return replace(result, models=tuple(models), provenance=replace(result.provenance, commands=commands))
+
+
+def without_folders(command: str) -> str:
+    """Return a command with the names of its files only: their folders are of one machine."""
+    return shlex.join(Path(part).name if "/" in part else part for part in shlex.split(command))
 
 
 def main() -> None:

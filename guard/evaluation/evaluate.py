@@ -223,7 +223,7 @@ def _asked_again(table: Answers) -> Answers:
 
 
 def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[str, float]:
-    """Return the measured cost of a score: its further answers and its own computation."""
+    """Return the measured cost of a score: its further passes over an answer and its own computation."""
     rows = np.random.default_rng(seed).permutation(len(table))[:400]
     some = table.take(np.sort(rows))
     asked = _asked_again(table)
@@ -239,7 +239,8 @@ def _seconds(table: Answers, methods: Sequence[Method], *, seed: int) -> dict[st
             fitted.p_wrong(sample)
         except InputError:  # the protocols report it with the reason
             continue
-        costs[method.name] = (time.perf_counter() - started) / len(sample) + (method.passes - 1) * answer
+        further = max(0.0, method.passes - 1)  # a control of the texts alone needs none of the answer's own
+        costs[method.name] = (time.perf_counter() - started) / len(sample) + further * answer
     return costs
 
 

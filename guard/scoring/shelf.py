@@ -89,16 +89,16 @@ def missing_scorer(model: str | Path, fitting: Sequence[str] | None = None) -> S
         There is no scorer for 'my-model.gguf'
     """
     why = "only the embedded model is loaded without naming one"
-    fit = "it one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json"
-    if fitting:
-        fix = (
-            f"Name the one on the shelf that was fitted on this very model: --scorer {' or '.join(fitting)}. Or f{fit}"
+    fix = "Fit one: guard calibrate --model MODEL --data QUESTIONS.jsonl --out scorer.json"
+    if fitting is None:
+        fix += (
+            f". Or name one of the shelf ({', '.join(sorted(shelved()))}), if guard scorers check NAME --model MODEL "
         )
-    elif fitting is not None:
-        fix = f"F{fit}. None on the shelf was fitted on this model"
+        fix += "says that it fits"
+    elif fitting:
+        fix = f"Name the one on the shelf that was fitted on this very model: --scorer {' or '.join(fitting)}. {fix}"
     else:
-        fix = f"F{fit}. Or name one of the shelf ({', '.join(sorted(shelved()))}), if guard scorers check NAME --model "
-        fix += "MODEL says that it fits"
+        fix += ". None on the shelf was fitted on this model"
     return ScorerError(f"There is no scorer for '{model}'", why=why, fix=fix)
 
 

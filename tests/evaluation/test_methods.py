@@ -143,6 +143,8 @@ def test_an_evaluation_has_all_protocols_and_verdicts(answers: Answers) -> None:
     assert verdicts[told, "AUROC"] == "reached"
     costs = {card.name: card.seconds for card in result.methods}
     assert costs["self-consistency (5 samples)"] is not None
+    assert costs["text only"] is not None
+    assert min(seconds for seconds in costs.values() if seconds is not None) > 0
     assert result.importance is not None
 
 
